@@ -1,0 +1,74 @@
+# Every target sets up what it needs, so each works on a fresh clone. CI runs these same targets (.ci/run).
+# `make serve` installs the service's dependencies only: no torch.
+PYTHON ?= python3
+VENV   ?= .venv
+PORT   ?= 8000
+HOST   ?= 127.0.0.1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One thread for each library in each test process: more of them fight over the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Two test processes, or as many as are asked for: `make test JOBS=8`, `make test JOBS=0` for one process that can be debugged.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format train export bench docker test-docker clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# --- set-up: a stamp under $(VENV) tells what is installed, and the files above it when that is out of date ------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Ganymede needs Python 3.11 or newer; $(PYTHON) is older. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[training,dev]'
+	@touch $@ $(VENV)/.serve
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+serve: $(VENV)/.serve ## serve models/ over HTTP [PORT=8000] [HOST=127.0.0.1]
+	$(BIN)/python -m service serve --models models --host $(HOST) --port $(PORT)
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+test: $(VENV)/.dev ## run the tests [JOBS=2] [ARGS="-k name"]
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+train: $(VENV)/.dev ## train a model: FAMILY=dcgan DATA=fashion-mnist [ARGS=...]
+	$(BIN)/python -m training train $(FAMILY) --data $(DATA) $(ARGS)
+
+export: $(VENV)/.dev ## export a run into models/: RUN=runs/NAME MODEL=NAME [ARGS=...]
+	$(BIN)/python -m training export $(RUN) --name $(MODEL) $(ARGS)
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+docker: ## build the serving image, ganymede:latest [ONNXRUNTIME=onnxruntime-gpu]
+	docker build --build-arg ONNXRUNTIME=$(or $(ONNXRUNTIME),onnxruntime) -t ganymede:latest .
+
+test-docker: $(VENV)/.dev ## build, start and try the composed service (needs a Docker engine)
+	$(BIN)/python -m pytest -m docker -s tests/docker
+
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
