@@ -1,0 +1,132 @@
+"""Tiny real models: ONNX generators of a few kB, written through `service.package` as any export is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from service.engine.latents import latents_from_seeds
+from service.manifest import GenerateSpec, Provenance, Task, TensorSpec
+from service.package import GraphDraft, ManifestDraft, write_package
+
+OPSET = 20
+TINY_LABELS = ("Circle", "Square", "Triangle")
+SAMPLES_PNG = (
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00:~\x9bU"
+    b"\x00\x00\x00\nIDATx\x9cch\x00\x00\x00\x82\x00\x81w\xcdr\xb6\x00\x00\x00\x00IEND\xaeB`\x82"
+)
+
+
+def tiny_graph(
+    *, channels: int, latent_dim: int = 8, classes: int = 0, side: int = 8, seed: int = 0, poison: bool = False
+) -> bytes:
+    """A generator of two layers with a transposed convolution: float latent in, uint8 NHWC image out.
+
+    Args:
+        poison: adds a float32 output `score`, the logarithm of the latent's first number: NaN where it is negative.
+    """
+    rng = np.random.RandomState(seed)
+    half, width = side // 2, 6
+    weights = {
+        "w1": rng.randn(latent_dim, width * half * half) / np.sqrt(latent_dim),
+        "b1": rng.randn(width * half * half) * 0.1,
+        "w2": rng.randn(width, channels, 4, 4) / np.sqrt(width * 4),
+        "b2": rng.randn(channels) * 0.1,
+        "scale": np.array(127.5),
+    }
+    if classes:
+        weights["embedding"] = rng.randn(classes, latent_dim)
+    initializers = [numpy_helper.from_array(np.asarray(w, np.float32), name) for name, w in weights.items()]
+    initializers.append(numpy_helper.from_array(np.array([0, width, half, half], np.int64), "folded"))
+    nodes, inputs, first = [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", latent_dim])], "z"
+    outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, channels])]
+    if classes:
+        inputs.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]))
+        nodes += [
+            helper.make_node("Gather", ["embedding", "label"], ["embedded"]),
+            helper.make_node("Add", ["z", "embedded"], ["joined"]),
+        ]
+        first = "joined"
+    nodes += [
+        helper.make_node("Gemm", [first, "w1", "b1"], ["h1"]),
+        helper.make_node("Relu", ["h1"], ["a1"]),
+        helper.make_node("Reshape", ["a1", "folded"], ["grid"]),
+        helper.make_node(
+            "ConvTranspose", ["grid", "w2", "b2"], ["h2"], kernel_shape=[4, 4], strides=[2, 2], pads=[1] * 4
+        ),
+        helper.make_node("Tanh", ["h2"], ["a2"]),
+        helper.make_node("Mul", ["a2", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "scale"], ["shifted"]),
+        helper.make_node("Round", ["shifted"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["bytes"], to=TensorProto.UINT8),
+        helper.make_node("Transpose", ["bytes"], ["image"], perm=[0, 2, 3, 1]),
+    ]
+    if poison:
+        initializers.append(numpy_helper.from_array(np.array([0], np.int64), "zero"))
+        nodes += [
+            helper.make_node("Gather", ["z", "zero"], ["head"], axis=1),
+            helper.make_node("Log", ["head"], ["score"]),
+        ]
+        outputs.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 1]))
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def tiny_draft(
+    name: str, *, channels: int, latent_dim: int = 8, labels: tuple[str, ...] | None = None, side: int = 8
+) -> ManifestDraft:
+    """The manifest that fits `tiny_graph`'s."""
+    inputs = [TensorSpec(name="z", kind="latent", dtype="float32", shape=("batch", latent_dim))]
+    if labels:
+        inputs.append(TensorSpec(name="label", kind="label", dtype="int64", shape=("batch",)))
+    image = TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", side, side, channels))
+    return ManifestDraft(
+        name=name,
+        family="tiny",
+        tasks=(Task.GENERATE,),
+        graphs={"generator": GraphDraft(opset=OPSET, inputs=tuple(inputs), outputs=(image,))},
+        generate=GenerateSpec(latent_dim=latent_dim, labels=labels),
+        provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
+        license="Apache-2.0",
+        paper="none",
+    )
+
+
+def golden_of(graph: bytes, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What onnxruntime answers for these inputs, keyed as golden.npz is."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    answers = dict(zip(names, session.run(None, dict(inputs)), strict=True))
+    return {f"generator/{name}": array for name, array in {**inputs, **answers}.items()}
+
+
+def write_tiny(
+    root: Path,
+    name: str,
+    *,
+    channels: int = 3,
+    labels: tuple[str, ...] | None = None,
+    latent_dim: int = 8,
+    side: int = 8,
+    seed: int = 0,
+    version: int | None = None,
+) -> Path:
+    """Write one version of a tiny generator; other weights for every `seed`."""
+    graph = tiny_graph(channels=channels, latent_dim=latent_dim, classes=len(labels or ()), side=side, seed=seed)
+    inputs: dict[str, np.ndarray] = {"z": latents_from_seeds([0, 1, 2, 3], latent_dim)}
+    if labels:
+        inputs["label"] = np.arange(4, dtype=np.int64) % len(labels)
+    return write_package(
+        root,
+        tiny_draft(name, channels=channels, latent_dim=latent_dim, labels=labels, side=side),
+        graphs={"generator": graph},
+        golden=golden_of(graph, inputs),
+        card=f"# {name}\n",
+        samples_png=SAMPLES_PNG,
+        version=version,
+    )
