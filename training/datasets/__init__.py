@@ -1,0 +1,7 @@
+"""Where images come from: named public sets, and a user's own folders, zips and IDX files."""
+
+from training.datasets.errors import DataError
+from training.datasets.imageset import ImageSet, load
+from training.datasets.report import DataReport
+
+__all__ = ["DataError", "DataReport", "ImageSet", "load"]
