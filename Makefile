@@ -12,6 +12,9 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Two test processes, or as many as are asked for: `make test JOBS=8`, `make test JOBS=0` for one process that can be debugged.
 JOBS ?= 2
 
+# ONNX Runtime would otherwise report usage to its maker.
+export ORT_DISABLE_TELEMETRY ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format train export bench docker test-docker clean
 
