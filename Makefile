@@ -5,6 +5,7 @@ VENV   ?= .venv
 PORT   ?= 8000
 HOST   ?= 127.0.0.1
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One thread for each library in each test process: more of them fight over the cores.
@@ -66,11 +67,12 @@ export: $(VENV)/.dev ## export a run into models/: RUN=runs/NAME MODEL=NAME [ARG
 
 # --- containers -------------------------------------------------------------------------------------------------------
 
-docker: ## build the serving image, ganymede:latest [ONNXRUNTIME=onnxruntime-gpu]
-	docker build --build-arg ONNXRUNTIME=$(or $(ONNXRUNTIME),onnxruntime) -t ganymede:latest .
+docker: ## build the serving image [ONNXRUNTIME='onnxruntime-gpu[cuda,cudnn]']
+	docker build --build-arg 'ONNXRUNTIME=$(or $(ONNXRUNTIME),onnxruntime)' -t ganymede:$(VERSION) .
 
 test-docker: $(VENV)/.dev ## build, start and try the composed service (needs a Docker engine)
-	$(BIN)/python -m pytest -m docker -s tests/docker
+	tests/docker/base-images
+	$(BIN)/python -m pytest -m docker -v -s tests/docker
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
