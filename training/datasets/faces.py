@@ -4,6 +4,7 @@ Seeds are fixed and every face depends on its own seed alone, so the set is the 
 Rendering works in shards that are renamed into place: an interrupted run goes on where it stopped.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -83,8 +84,9 @@ def build(
     modules = _install(fetched, folder)
     shards = {
         split: [
-            Shard(folder / f"{split}-{start:06d}", range(first + start, first + min(start + SHARD, count)))
+            Shard(folder / f"{split}-{start:06d}-{stop:06d}", range(first + start, first + stop))
             for start in range(0, count, SHARD)
+            for stop in [min(start + SHARD, count)]
         ]
         for split, first, count in (("train", 0, train), ("test", TEST_SEEDS, test))
     }
@@ -119,6 +121,7 @@ def _render(shards: Sequence[Shard], order: dict[str, Any], program: Path, proce
     total = sum(len(shard.seeds) for shard in shards)
     drawn = total - sum(len(shard.seeds) for shard in left)
     with tqdm(total=total, initial=drawn, unit="face", desc="faces") as bar:
+        threads: list[threading.Thread] = []
         running = [_start(left[part::processes], order, program) for part in range(min(processes, len(left)))]
         try:
             threads = [threading.Thread(target=_follow, args=(process, bar), daemon=True) for process in running]
@@ -133,7 +136,12 @@ def _render(shards: Sequence[Shard], order: dict[str, Any], program: Path, proce
         finally:
             for process in running:
                 process.kill()
-                process.communicate()
+                process.wait()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            for process in running:
+                _close(process)
 
 
 def _start(shards: Sequence[Shard], order: dict[str, Any], program: Path) -> "subprocess.Popen[str]":
@@ -141,10 +149,17 @@ def _start(shards: Sequence[Shard], order: dict[str, Any], program: Path) -> "su
     process = subprocess.Popen(["node", str(program)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdin is not None
     work = [{"target": str(shard.target.resolve()), "seeds": list(shard.seeds)} for shard in shards]
-    process.stdin.write(json.dumps({**order, "shards": work}))
-    process.stdin.close()
-    process.stdin = None
+    with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status and last words are reported later
+        process.stdin.write(json.dumps({**order, "shards": work}))
+        process.stdin.close()
     return process
+
+
+def _close(process: "subprocess.Popen[str]") -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            if pipe is not None:
+                pipe.close()
 
 
 def _follow(process: "subprocess.Popen[str]", bar: "tqdm[Any]") -> None:

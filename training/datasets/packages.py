@@ -201,7 +201,10 @@ def unpack_npm(path: Path, target: Path) -> None:
             _, _, rest = entry.name.partition("/")
             if rest and entry.isfile():
                 entry.name = rest
-                tar.extract(entry, target, filter="data")
+                try:
+                    tar.extract(entry, target, filter="data")
+                except tarfile.FilterError as problem:
+                    raise FetchError(f"{path.name}: unsafe path in the package ({problem})") from problem
 
 
 def _deb_data(path: Path) -> bytes:
