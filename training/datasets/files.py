@@ -38,7 +38,9 @@ def items(source: Path, report: DataReport) -> Iterator[list[Item]]:
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as problem:
-        raise BrokenSet(f"{source}: not readable as a zip ({problem})") from problem
+        raise BrokenSet(
+            f"{source}: must be a folder, a zip or an IDX file; not readable as a zip ({problem})"
+        ) from problem
     with archive:
         yield sorted(_in_zip(archive, report), key=lambda item: item.name)
 

@@ -74,7 +74,7 @@ def load(
             f"got size {size}, channels {channels}, test_fraction {test_fraction}"
         )
     for folder in (root / source, Path(source)):
-        if prepared.is_prepared(folder):
+        if source and prepared.is_prepared(folder):
             images, made = _load_prepared(folder, size, channels)
             break
     else:
@@ -116,7 +116,7 @@ def _resized(
 
 def _load_own(source: str, size: int, channels: int, strict: bool, test_fraction: float) -> tuple[ImageSet, DataReport]:
     path = Path(source)
-    if not path.exists():
+    if not source or not path.exists():
         if source in PUBLIC:
             raise UnknownSource(f"{source} is not prepared yet: `python -m training data {source}` fetches it")
         raise UnknownSource(

@@ -234,5 +234,7 @@ def test_unknown_sources_and_arguments_are_named(tmp_path: Path) -> None:
         load("mnist", size=28, channels=1, root=tmp_path)
     with pytest.raises(UnknownSource, match="no-such-folder"):
         load("no-such-folder", size=28, channels=1, root=tmp_path)
+    with pytest.raises(UnknownSource, match="public sets"):
+        load("", size=28, channels=1, root=tmp_path)
     with pytest.raises(DataError, match="channels 2"):
         load("mnist", size=28, channels=2, root=tmp_path)
