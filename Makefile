@@ -59,8 +59,8 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-train: $(VENV)/.dev ## train a model: FAMILY=dcgan DATA=fashion-mnist [ARGS=...]
-	$(BIN)/python -m training train $(FAMILY) --data $(DATA) $(ARGS)
+train: $(VENV)/.dev ## train a model: MODEL=fashion-28 FAMILY=cgan DATA=fashion-mnist [ARGS=...]
+	$(BIN)/python -m training train --family $(FAMILY) --data $(DATA) --run runs/$(MODEL) $(ARGS)
 
 export: $(VENV)/.dev ## export a run into models/: RUN=runs/NAME MODEL=NAME [ARGS=...]
 	$(BIN)/python -m training export $(RUN) --name $(MODEL) $(ARGS)
