@@ -87,6 +87,10 @@ class DeadlineExceeded(Unavailable):
     """The request was accepted but not finished before its deadline."""
 
 
+class ProviderUnavailable(GanymedeError):
+    """An execution provider that was asked for by name does not work on this machine."""
+
+
 class RunFailed(GanymedeError):
     """A run raised, or answered with the wrong number of rows, a wrong shape or non-finite values."""
 

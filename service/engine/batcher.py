@@ -1,0 +1,445 @@
+"""Requests' rows into runs: zero-wait batching.
+
+A free lane takes what is queued now; rows wait only while every lane is busy, and so batches grow with the load alone
+and a lone request pays nothing. `take` is that decision as a pure function; `Batcher` is the shell that waits.
+
+Everything but the session's run happens on the event loop's thread, so nothing here needs a lock.
+"""
+
+import asyncio
+import bisect
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
+from service.engine.session import Array, Arrays, Session
+from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded
+
+K = TypeVar("K", int, str)
+Signature = tuple[tuple[str, tuple[int, ...], str], ...]
+
+FIRST, LAST, USUAL = 1, 9, 5
+"""Priorities: 1 goes first, 9 last; 5 where nobody asks."""
+
+_SMOOTHING = 0.2  # weight of the newest run in the measured seconds per row: follows a change within about ten runs
+
+
+def signature_of(inputs: Arrays) -> Signature:
+    """What must be equal for two entries to share a batch: names, row shapes and types."""
+    return tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in inputs.items()))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One entry's outputs, rows in the order asked, and where its time went.
+
+    `queue_s` runs from arrival to the first run's start, `run_s` from there to the last run's end; `batch_rows` is
+    the largest batch that any of its rows rode in, `runs` the number of runs it was split into.
+    """
+
+    outputs: dict[str, Array]
+    queue_s: float
+    run_s: float
+    batch_rows: int
+    runs: int
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One request's rows in the queue. Ends exactly once: answered, failed, too late or cancelled.
+
+    `arrived_s`, `started_s` and `finished_s` are `time.monotonic()`; `deadline_s` is the event loop's time, whose timer
+    ends the entry (uvloop's clock has the same origin but ticks in milliseconds: too coarse for the former).
+    """
+
+    inputs: Arrays
+    rows: int
+    signature: Signature
+    arrived_s: float
+    order: int = 0
+    priority: int = USUAL
+    deadline_s: float | None = None
+    taken: int = 0
+    answered: int = 0
+    ended: bool = False
+    parts: dict[int, dict[str, Array]] = field(default_factory=dict)
+    started_s: float | None = None
+    finished_s: float = 0.0
+    batch_rows: int = 0
+    future: "asyncio.Future[Answer] | None" = None
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The queue's order: by priority, then by arrival."""
+        return (self.priority, self.order)
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """What the profile chose for one session.
+
+    Args:
+        max_batch: rows in one run, at most; 1 where rows influence one another.
+        min_share: rows below which spreading one queue over several free lanes costs more than it gains.
+    """
+
+    max_batch: int
+    min_share: int = 1
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [start, stop) of an entry."""
+
+    entry: Entry
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the lane runs now, and the entries that came too late and must not run."""
+
+    slices: tuple[Slice, ...]
+    expired: tuple[Entry, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the batch."""
+        return sum(part.stop - part.start for part in self.slices)
+
+
+def take(queue: Sequence[Entry], now_s: float, policy: BatchPolicy, free_lanes: int = 1) -> Decision:
+    """What one free lane runs now, given the queue in its order. Pure: nothing is changed.
+
+    The first entry that is still in time decides the shape signature; rows of that signature are taken in order, up to
+    the batch cap, or up to this lane's share where other lanes are free too. An entry with more rows than fit is split.
+
+    Args:
+        queue: in the order of `Entry.rank`.
+        now_s: the event loop's time.
+        policy: the batch cap and the smallest share.
+        free_lanes: lanes that could run now, this one included; at least 1.
+    """
+    expired = tuple(entry for entry in queue if entry.deadline_s is not None and entry.deadline_s <= now_s)
+    late = set(map(id, expired))
+    waiting = [entry for entry in queue if id(entry) not in late]
+    if not waiting:
+        return Decision((), expired)
+    alike = [entry for entry in waiting if entry.signature == waiting[0].signature]
+    total = sum(entry.rows - entry.taken for entry in alike)
+    room = min(policy.max_batch, max(policy.min_share, math.ceil(total / free_lanes)))
+    slices = []
+    for entry in alike:
+        rows = min(room, entry.rows - entry.taken)
+        if rows <= 0:
+            break
+        slices.append(Slice(entry, entry.taken, entry.taken + rows))
+        room -= rows
+    return Decision(tuple(slices), expired)
+
+
+@dataclass(frozen=True)
+class BatcherStats:
+    """Gauges as they stand, and totals since the model was loaded."""
+
+    queue_rows: int
+    queue_age_s: float
+    lanes: int
+    lanes_busy: int
+    row_s: float
+    runs_total: int
+    rows_total: int
+    run_s_total: float
+    batch_rows: dict[int, int]
+    failures_total: int
+    apart_total: int
+    ended_total: dict[str, int]
+    rejected_total: dict[str, int]
+
+
+def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
+    """A model's graphs together: an image waits for the oldest row and costs the seconds of all."""
+    return BatcherStats(
+        queue_rows=sum(graph.queue_rows for graph in graphs),
+        queue_age_s=max(graph.queue_age_s for graph in graphs),
+        lanes=sum(graph.lanes for graph in graphs),
+        lanes_busy=sum(graph.lanes_busy for graph in graphs),
+        row_s=sum(graph.row_s for graph in graphs),
+        runs_total=sum(graph.runs_total for graph in graphs),
+        rows_total=sum(graph.rows_total for graph in graphs),
+        run_s_total=sum(graph.run_s_total for graph in graphs),
+        batch_rows=_sum_counts(graph.batch_rows for graph in graphs),
+        failures_total=sum(graph.failures_total for graph in graphs),
+        apart_total=sum(graph.apart_total for graph in graphs),
+        ended_total=_sum_counts(graph.ended_total for graph in graphs),
+        rejected_total=_sum_counts(graph.rejected_total for graph in graphs),
+    )
+
+
+def _sum_counts(counts: Iterable[Mapping[K, int]]) -> dict[K, int]:
+    total: Counter[K] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
+
+
+class Batcher:
+    """The queue and lanes of one graph. Made and used on one event loop.
+
+    Args:
+        sessions: one for each lane; the same object where lanes share it.
+        policy: see `BatchPolicy`.
+        max_queue_rows: rows that may wait; beyond it `submit` refuses.
+        row_s: measured seconds of one lane per row, to begin predictions with; the runs themselves correct it.
+        name: for threads and errors.
+        make_lane: the threads; tests put in lanes of their own.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        policy: BatchPolicy,
+        *,
+        max_queue_rows: int = 1024,
+        row_s: float = 0.01,
+        name: str = "model",
+        make_lane: Callable[[str], Lane] = ThreadLane,
+    ) -> None:
+        self.policy = policy
+        self.name = name
+        self.max_queue_rows = max_queue_rows
+        self._loop = asyncio.get_running_loop()
+        self._sessions = list(sessions)
+        self._lanes = [make_lane(f"{name} lane {index}") for index in range(len(sessions))]
+        self._free = list(range(len(sessions)))
+        self._running: dict[int, tuple[float, int]] = {}  # lane -> (started, rows)
+        self._queue: list[Entry] = []
+        self._queue_rows = 0
+        self._live: set[Entry] = set()
+        self._arrivals = 0
+        self._scheduled = False
+        self._accepting = True
+        self._idle: asyncio.Future[None] | None = None
+        self._row_s = row_s
+        self._runs = self._rows = self._failures = self._apart = 0
+        self._run_s = 0.0
+        self._batch_rows: Counter[int] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._rejected: Counter[str] = Counter()
+
+    async def submit(self, inputs: Arrays, *, priority: int = USUAL, deadline_s: float | None = None) -> Answer:
+        """Queue a request's rows and wait for their answer. Cancelling the wait withdraws the rows.
+
+        Args:
+            inputs: every input of the graph, as many rows in each, at least one.
+            priority: 1 (first) to 9.
+            deadline_s: in the event loop's time; None waits for as long as it takes.
+
+        Raises:
+            Overloaded: the queue is full, or the deadline cannot be met; nothing was queued.
+            NotReady: draining.
+            DeadlineExceeded: accepted, but not finished in time.
+            RunFailed: these rows' run failed, also when run apart from their neighbours.
+        """
+        now_s = self._loop.time()
+        rows = len(next(iter(inputs.values())))
+        self._admit(rows, priority, deadline_s, now_s)
+        self._arrivals += 1
+        entry = Entry(inputs, rows, signature_of(inputs), time.monotonic(), self._arrivals, priority, deadline_s)
+        entry.future = self._loop.create_future()
+        if deadline_s is not None:
+            entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
+        self._live.add(entry)
+        bisect.insort(self._queue, entry, key=lambda queued: queued.rank)
+        self._queue_rows += rows
+        if self._free and not self._scheduled:
+            self._scheduled = True  # at the end of this turn of the loop: requests that arrived together ride together
+            self._loop.call_soon(self._dispatch)
+        try:
+            return await entry.future
+        except asyncio.CancelledError:
+            self._end(entry, None, "cancelled")
+            raise
+
+    def predicted_wait_s(self, rows_ahead: int) -> float:
+        """Seconds until lanes have taken `rows_ahead` queued rows: 0 while a lane is free and nothing waits."""
+        if self._free and not rows_ahead:
+            return 0.0
+        now_s = time.monotonic()
+        ends = [started_s + rows * self._row_s - now_s for started_s, rows in self._running.values()]
+        first_s = 0.0 if self._free else max(0.0, min(ends, default=0.0))
+        return first_s + rows_ahead * self._row_s / len(self._lanes)
+
+    def stats(self) -> BatcherStats:
+        """A snapshot, for metrics."""
+        oldest_s = min((entry.arrived_s for entry in self._queue), default=None)
+        return BatcherStats(
+            queue_rows=self._queue_rows,
+            queue_age_s=0.0 if oldest_s is None else max(0.0, time.monotonic() - oldest_s),
+            lanes=len(self._lanes),
+            lanes_busy=len(self._running),
+            row_s=self._row_s,
+            runs_total=self._runs,
+            rows_total=self._rows,
+            run_s_total=self._run_s,
+            batch_rows=dict(self._batch_rows),
+            failures_total=self._failures,
+            apart_total=self._apart,
+            ended_total=dict(self._ended),
+            rejected_total=dict(self._rejected),
+        )
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new entries and wait for the accepted ones; whatever is left at the timeout ends with NotReady.
+
+        Returns:
+            Whether every accepted entry ended by itself.
+        """
+        self._accepting = False
+        if self._live:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.wait([self._idle], timeout=timeout_s)
+        finished = not self._live
+        for entry in list(self._live):
+            self._end(entry, NotReady(f"{self.name}: shut down before the request was finished"), "shut down")
+        return finished
+
+    async def close(self, timeout_s: float = 5.0) -> bool:
+        """End what is left and stop the lanes; False where a run still hangs after the timeout."""
+        await self.drain(0.0)
+        stopped = await asyncio.gather(*(asyncio.to_thread(lane.close, timeout_s) for lane in self._lanes))
+        return all(stopped)
+
+    def _admit(self, rows: int, priority: int, deadline_s: float | None, now_s: float) -> None:
+        """Refuse at once what could only be refused later."""
+        if not self._accepting:
+            raise NotReady(f"{self.name}: shutting down", reason="draining")
+        if self._queue_rows + rows > self.max_queue_rows and self._free:
+            self._dispatch()
+        if self._queue and self._queue_rows + rows > self.max_queue_rows:
+            self._rejected["queue_full"] += 1
+            retry_s = self.predicted_wait_s(self._queue_rows + rows - self.max_queue_rows)
+            raise Overloaded(
+                f"{self.name}: {self._queue_rows} rows wait already", retry_after_s=retry_s, reason="queue_full"
+            )
+        if deadline_s is None:
+            return
+        ahead = sum(entry.rows - entry.taken for entry in self._queue if entry.priority <= priority)
+        wait_s = self.predicted_wait_s(ahead)
+        if now_s + wait_s >= deadline_s:
+            self._rejected["deadline"] += 1
+            detail = (
+                f"{self.name}: a lane will be free in {wait_s:.3f} s, the deadline is in {deadline_s - now_s:.3f} s"
+            )
+            retry_s = max(0.0, now_s + wait_s - deadline_s)
+            raise Overloaded(detail, retry_after_s=retry_s, reason="deadline")
+
+    def _dispatch(self) -> None:
+        """Hand the queue to the lanes that are free."""
+        self._scheduled = False
+        while self._free and self._queue:
+            decision = take(self._queue, self._loop.time(), self.policy, len(self._free))
+            for entry in decision.expired:
+                self._expire(entry)
+            if not decision.slices:
+                continue
+            for part in decision.slices:
+                part.entry.taken = part.stop
+                if part.entry.taken == part.entry.rows:
+                    self._queue.remove(part.entry)
+            self._queue_rows -= decision.rows
+            self._start(self._free.pop(), decision)
+
+    def _start(self, lane: int, decision: Decision) -> None:
+        slices, session, loop = decision.slices, self._sessions[lane], self._loop
+        self._running[lane] = (time.monotonic(), decision.rows)
+        parts = [_rows(part) for part in slices]
+
+        def job() -> None:
+            outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
+                loop.call_soon_threadsafe(self._finish, lane, decision, outcome)
+
+        self._lanes[lane].start(job)
+
+    def _finish(self, lane: int, decision: Decision, outcome: Outcome) -> None:
+        """A lane is free again: answer its entries, then let it take what is queued."""
+        del self._running[lane]
+        self._free.append(lane)
+        self._count(decision.rows, outcome)
+        for part, answer in zip(decision.slices, outcome.answers, strict=True):
+            entry = part.entry
+            if entry.ended:
+                continue
+            if isinstance(answer, GanymedeError):
+                self._end(entry, answer, "failed")
+                continue
+            entry.started_s = outcome.started_s if entry.started_s is None else min(entry.started_s, outcome.started_s)
+            entry.finished_s = max(entry.finished_s, outcome.ended_s)
+            entry.batch_rows = max(entry.batch_rows, decision.rows)
+            entry.parts[part.start] = answer
+            entry.answered += part.stop - part.start
+            if entry.answered == entry.rows:
+                self._end(entry, _assemble(entry), "answered")
+        self._dispatch()
+
+    def _count(self, rows: int, outcome: Outcome) -> None:
+        seconds = outcome.ended_s - outcome.started_s
+        self._runs += outcome.runs
+        self._rows += rows
+        self._run_s += seconds
+        self._failures += outcome.failures
+        self._batch_rows[rows] += 1
+        if outcome.runs > 1:
+            self._apart += 1
+        else:
+            self._row_s += _SMOOTHING * (seconds / rows - self._row_s)
+
+    def _expire(self, entry: Entry) -> None:
+        self._end(entry, DeadlineExceeded(f"{self.name}: not finished before the deadline"), "expired")
+
+    def _end(self, entry: Entry, outcome: Answer | GanymedeError | None, how: str) -> None:
+        """End an entry, the first time; None for a waiter that is gone."""
+        if entry.ended:
+            return
+        entry.ended = True
+        self._ended[how] += 1
+        self._live.discard(entry)
+        if entry.timer is not None:
+            entry.timer.cancel()
+        if entry.taken < entry.rows:
+            self._queue.remove(entry)
+            self._queue_rows -= entry.rows - entry.taken
+        if entry.future is not None and not entry.future.done():
+            if isinstance(outcome, Answer):
+                entry.future.set_result(outcome)
+            elif outcome is not None:
+                entry.future.set_exception(outcome)
+        if self._idle is not None and not self._live and not self._idle.done():
+            self._idle.set_result(None)
+
+
+def _rows(part: Slice) -> Arrays:
+    if part.stop - part.start == part.entry.rows:
+        return part.entry.inputs
+    return {name: array[part.start : part.stop] for name, array in part.entry.inputs.items()}
+
+
+def _assemble(entry: Entry) -> Answer:
+    """Join a split entry's rows in their order."""
+    parts = [entry.parts[start] for start in sorted(entry.parts)]
+    outputs = parts[0]
+    if len(parts) > 1:
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+    started_s = entry.started_s if entry.started_s is not None else entry.finished_s
+    queue_s = max(0.0, started_s - entry.arrived_s)
+    return Answer(outputs, queue_s, entry.finished_s - started_s, entry.batch_rows, len(parts))

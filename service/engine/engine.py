@@ -1,0 +1,299 @@
+"""The engine: opens the models' folder and draws. Numpy arrays in, numpy arrays out; no HTTP.
+
+    from pathlib import Path
+    from service.engine.engine import Engine, EngineOptions
+
+    async with Engine(EngineOptions(models=Path("models"))) as engine:
+        drawn = await engine.generate("fashion-28", seeds=[7], labels="Sneaker")
+        drawn.images     # [1, 28, 28, 1] uint8
+        drawn.model      # "fashion-28@1"
+
+An engine belongs to the event loop that opened it; its methods are called on that loop.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.batcher import FIRST, LAST, USUAL, Answer, BatcherStats, sum_stats
+from service.engine.options import EngineOptions
+from service.engine.pipelines import generate as generating
+from service.engine.profile import Plan
+from service.engine.repository import LoadedModel, Repository
+from service.errors import FileInvalid, InvalidRequest, NotReady, TaskNotServed
+from service.manifest import Manifest, Task
+
+__all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "Timings"]
+
+log = logging.getLogger(__name__)
+
+ModelStats = BatcherStats
+"""Gauges and totals of one loaded version, over all of its graphs."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where one request's time in the engine went, in seconds.
+
+    `queue_s`: from arrival to its first run; `run_s`: from there to its last run's end. `batch_rows`: the largest batch
+    that any of its rows rode in. `runs`: how many it was split into.
+    """
+
+    queue_s: float
+    run_s: float
+    batch_rows: int
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images, and what it takes to draw them again."""
+
+    images: npt.NDArray[np.uint8]
+    """[N, H, W, C], C in {1, 3, 4}."""
+    seeds: tuple[int | None, ...]
+    """One per image; None where latents were given outright."""
+    labels: tuple[str | None, ...]
+    """One per image; None for an unconditional model."""
+    truncation: float
+    model: str
+    """`name@version`."""
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One loaded version. `loaded_at` in seconds since 1970. `providers` as obtained, one for each graph's session."""
+
+    manifest: Manifest
+    folder: Path
+    loaded_at: float
+    providers: tuple[str, ...]
+    provider_notes: tuple[str, ...]
+    """Why no better provider was obtained."""
+    plans: Mapping[str, Plan]
+    """How each graph is run."""
+    state: Literal["serving", "draining"]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the last graph, the one that answers with the image."""
+        return list(self.plans.values())[-1]
+
+
+class Engine:
+    """See the module's docstring. Every accepted request ends exactly once: answered, failed, too late or cancelled."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self._repository: Repository | None = None
+        self._opened = False
+        self._draining = False
+        self._polling: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Verify, load and warm every model; one that fails is kept in `refused`, and the others serve.
+
+        Models serve as soon as each is loaded; `ready` waits for all.
+
+        Raises:
+            FileInvalid: the models' folder is not there.
+        """
+        if self._repository is not None:
+            raise RuntimeError("the engine is open already")
+        self._repository = Repository(self.options, _check)
+        await self._repository.refresh()
+        self._opened = True
+        if self.options.poll_models_s is not None:
+            self._polling = asyncio.create_task(self._poll(self.options.poll_models_s))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests with NotReady; accepted ones finish, or end with NotReady after the timeout."""
+        self._draining = True
+        await self._stop_polling()
+        if self._repository is not None and not await self._repository.drain(timeout_s):
+            log.warning("requests were cut off: not finished %.1f s after draining began", timeout_s)
+
+    async def close(self) -> None:
+        """End what is left, stop the lanes and drop the sessions. The engine cannot be opened again."""
+        self._draining = True
+        await self._stop_polling()
+        if self._repository is not None:
+            await self._repository.close()
+
+    async def generate(
+        self,
+        model: str,
+        *,
+        seeds: Sequence[int] | None = None,
+        count: int | None = None,
+        latents: npt.ArrayLike | None = None,
+        labels: generating.Labels = None,
+        truncation: float = 1.0,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+    ) -> Generated:
+        """Draw one image per seed, per drawn seed, or per latent.
+
+        Args:
+            model: `name` (its newest loaded version) or `name@version`.
+            seeds: whole numbers, 0 <= seed < 2**32; the same seed is the same picture, alone or in any batch.
+            count: so many seeds are drawn by the engine and returned.
+            latents: [N, latent_dim] numbers given outright. Give one of seeds, count and latents, or none for one seed.
+            labels: a name or an index for all images, or one for each; None lets each seed decide.
+            truncation: 0 to 2; below 1 less variety and more typical pictures.
+            priority: 1 (first) to 9.
+            timeout_s: seconds from now after which nobody wants the answer; None waits for as long as it takes.
+
+        Raises:
+            UnknownModel, TaskNotServed, TooLarge, InvalidRequest: the request is wrong; `field` says where.
+            Overloaded, NotReady, DeadlineExceeded: later or elsewhere it may pass.
+            RunFailed: the model failed on these rows.
+        """
+        loaded = self._serving(model, Task.GENERATE)
+        _check_schedule(priority, timeout_s)
+        request = generating.Request(seeds, count, latents, labels, truncation)
+        images, rows, answer = await generating.generate(
+            loaded, request, max_images=self.options.max_images, priority=priority, timeout_s=timeout_s
+        )
+        return Generated(images, rows.seeds, rows.labels, rows.truncation, loaded.ref, _timings(answer))
+
+    async def load(self, name: str, version: int | None = None) -> ModelInfo:
+        """Verify, warm and swap in one version, the newest on disk where none is named; reloads one that is loaded.
+
+        Raises:
+            UnknownModel: no such folder.
+            PackageError: it was refused; what served before goes on serving.
+        """
+        return _info(await self._open_repository().load(name, version))
+
+    async def unload(self, name: str) -> None:
+        """Stop serving `name` (every version) or `name@version`; accepted requests finish.
+
+        Raises:
+            UnknownModel: it is not loaded.
+        """
+        await self._open_repository().unload(name)
+
+    def models(self) -> list[ModelInfo]:
+        """The loaded versions by name, the newest first."""
+        return [] if self._repository is None else [_info(model) for model in self._repository.loaded]
+
+    def model(self, ref: str) -> ModelInfo:
+        """One loaded version, by `name` (the newest) or `name@version`.
+
+        Raises:
+            UnknownModel: names what is loaded.
+            NotReady: the engine is not open.
+        """
+        return _info(self._open_repository().resolve(ref))
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """`name@version`, or the folder's name -> why it is not served."""
+        return {} if self._repository is None else self._repository.refused
+
+    @property
+    def ready(self) -> bool:
+        """Every model was tried, at least one is loaded, and the engine is not draining."""
+        loaded = self._repository is not None and bool(self._repository.loaded)
+        return self._opened and loaded and not self._draining
+
+    def stats(self) -> dict[str, ModelStats]:
+        """By `name@version`; cheap enough for every scrape."""
+        if self._repository is None:
+            return {}
+        return {
+            model.ref: sum_stats([graph.batcher.stats() for graph in model.graphs.values()])
+            for model in self._repository.loaded
+        }
+
+    def _open_repository(self) -> Repository:
+        if self._repository is None:
+            raise NotReady("the engine is not open", reason="loading")
+        return self._repository
+
+    def _serving(self, ref: str, task: Task) -> LoadedModel:
+        """The loaded model, if it serves the task.
+
+        Raises:
+            NotReady, UnknownModel, TaskNotServed.
+        """
+        if self._draining:
+            raise NotReady("shutting down", reason="draining")
+        repository = self._open_repository()
+        model = repository.resolve(ref)
+        if task not in model.manifest.tasks:
+            others = sorted({other.manifest.name for other in repository.loaded if task in other.manifest.tasks})
+            served = " and ".join(model.manifest.tasks)
+            raise TaskNotServed(f"model: {ref} serves {served}, not {task}", field="model", allowed=others)
+        return model
+
+    async def _poll(self, every_s: float) -> None:
+        """Look for new and changed folders until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                loaded = await self._open_repository().refresh()
+            except FileInvalid as error:
+                log.error("%s", error)  # an unmounted volume comes back; what is loaded goes on serving
+                continue
+            except Exception:
+                log.exception("looking for new models failed")
+                continue
+            for ref in loaded:
+                log.info("loaded %s", ref)
+
+    async def _stop_polling(self) -> None:
+        if self._polling is not None:
+            self._polling.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._polling
+            self._polling = None
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuse a model that no pipeline can feed, when it is loaded and not at its first request."""
+    generating.check(manifest)
+
+
+def _check_schedule(priority: int, timeout_s: float | None) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int) or not FIRST <= priority <= LAST:
+        raise InvalidRequest(f"priority: {priority!r} is not a whole number from {FIRST} to {LAST}", field="priority")
+    if timeout_s is not None and not (math.isfinite(timeout_s) and timeout_s > 0):
+        raise InvalidRequest(f"timeout_s: {timeout_s!r} is not a number of seconds above 0", field="timeout_s")
+
+
+def _timings(answer: Answer) -> Timings:
+    return Timings(answer.queue_s, answer.run_s, answer.batch_rows, answer.runs)
+
+
+def _info(model: LoadedModel) -> ModelInfo:
+    graphs = model.graphs.values()
+    return ModelInfo(
+        manifest=model.manifest,
+        folder=model.folder,
+        loaded_at=model.loaded_at,
+        providers=tuple(dict.fromkeys(graph.plan.provider for graph in graphs)),
+        provider_notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.why)),
+        plans={name: graph.plan for name, graph in model.graphs.items()},
+        state=model.state,
+    )

@@ -1,0 +1,57 @@
+"""How one engine is deployed: the numbers that a manifest must not hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Built from the settings by `api.app`, or by hand in Python; the engine never reads the environment."""
+
+    models: Path
+    """The folder of `<name>/<version>/` folders. It may be read-only."""
+
+    providers: tuple[str, ...] = ("auto",)
+    """Execution providers by preference: `auto`, `tensorrt`, `cuda`, `webgpu`, `cpu`. `auto` takes the first of these
+    four that is installed and works; a provider that is named outright must work, or the model is refused."""
+
+    lanes: int | None = None
+    """Worker threads per model. None measures at load; set it to pin a deployment or to share cores on purpose."""
+
+    threads_per_lane: int | None = None
+    """Threads inside one run. None measures at load. lanes x threads_per_lane should not exceed the CPU quota."""
+
+    max_batch: int = 32
+    """Rows in one run, at most. The measured knee may be lower; beyond 32 rows no CPU and few GPUs gain anything."""
+
+    max_queue_rows: int = 1024
+    """Rows that wait per model. Beyond it requests are refused at once, with the time after which to come again.
+    Choose it as the rows served in the longest wait that callers still find useful."""
+
+    max_images: int = 64
+    """Images in one request: bounds one caller's share of the queue and the size of one answer."""
+
+    poll_models_s: float | None = 2.0
+    """Seconds between looks for new model folders; None looks only when `load` is called."""
+
+    versions_kept: int = 2
+    """Newest versions of each model that are served at once, so that a pinned `name@1` outlives the arrival of 2."""
+
+    profile_s: float = 1.0
+    """Seconds, at most, that measuring one model at load may take. 0 measures nothing: one thread per lane, a lane per
+    core, batches up to `max_batch`; whether rows are independent is checked all the same."""
+
+    cache: Path | None = None
+    """A writable folder for measured plans, keyed by model, machine and provider; None measures at every start."""
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "threads_per_lane", "max_batch", "max_queue_rows", "max_images", "versions_kept"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is below 1")
+        if self.poll_models_s is not None and self.poll_models_s <= 0:
+            raise ValueError(f"poll_models_s: {self.poll_models_s} is not above 0; None turns polling off")
+        if self.profile_s < 0:
+            raise ValueError(f"profile_s: {self.profile_s} is below 0")
+        if not self.providers:
+            raise ValueError("providers: name at least one, e.g. auto or cpu")

@@ -1,0 +1,192 @@
+"""Latent or class to image: `POST /generate`'s arguments to rows, and rows back to images."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.batcher import USUAL, Answer
+from service.engine.latents import (
+    check_latents,
+    check_seed,
+    check_truncation,
+    labels_from_seeds,
+    latents_from_seeds,
+    truncate,
+)
+from service.engine.repository import LoadedModel
+from service.engine.session import Array
+from service.errors import GraphMismatch, InvalidRequest, TooLarge
+from service.manifest import GenerateSpec, Manifest, Task
+
+Labels = Sequence[int | str] | int | str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks for; at most one of seeds, count and latents. None of them draws one seed."""
+
+    seeds: Sequence[int] | None = None
+    count: int | None = None
+    latents: npt.ArrayLike | None = None
+    labels: Labels = None
+    truncation: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A request made ready to run."""
+
+    inputs: dict[str, Array]
+    seeds: tuple[int | None, ...]
+    labels: tuple[str | None, ...]
+    truncation: float
+
+
+def check(manifest: Manifest) -> None:
+    """Hold a manifest against what this pipeline feeds: one graph, a latent and perhaps a label in, one image out.
+
+    Raises:
+        GraphMismatch: another set of graphs or inputs.
+    """
+    if Task.GENERATE not in manifest.tasks:
+        return
+    graph = manifest.graphs[_graph(manifest)]
+    kinds = sorted(tensor.kind for tensor in graph.inputs)
+    if kinds not in (["latent"], ["label", "latent"]):
+        raise GraphMismatch(
+            f"{graph.file} takes {kinds}; generate feeds a latent and perhaps a label", model=manifest.ref
+        )
+
+
+def _graph(manifest: Manifest) -> str:
+    """The graph that answers with the image."""
+    drawing = [
+        name for name, graph in manifest.graphs.items() if any(tensor.kind == "image" for tensor in graph.outputs)
+    ]
+    if len(drawing) != 1:
+        raise GraphMismatch(f"{len(drawing)} graphs answer with an image, generate needs one", model=manifest.ref)
+    return drawing[0]
+
+
+async def generate(
+    model: LoadedModel, request: Request, *, max_images: int, priority: int = USUAL, timeout_s: float | None = None
+) -> tuple[npt.NDArray[np.uint8], Rows, Answer]:
+    """Draw the images of one request.
+
+    Returns:
+        [N, H, W, C] uint8, the rows as they were fed, and the batcher's answer with its timings.
+
+    Raises:
+        InvalidRequest, TooLarge: names the argument that is wrong.
+        Overloaded, NotReady, DeadlineExceeded, RunFailed: see `Batcher.submit`.
+    """
+    rows = prepare(model.manifest, request, max_images)
+    name = _graph(model.manifest)
+    deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+    answer = await model.graphs[name].batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s)
+    image = next(tensor.name for tensor in model.manifest.graphs[name].outputs if tensor.kind == "image")
+    return answer.outputs[image], rows, answer
+
+
+def prepare(manifest: Manifest, request: Request, max_images: int) -> Rows:
+    """Check a request against the manifest and turn it into the graph's inputs.
+
+    Raises:
+        InvalidRequest, TooLarge: names the argument that is wrong, in the words of the HTTP body.
+    """
+    spec = manifest.generate
+    assert spec is not None  # the caller has looked at `tasks`
+    seeds, z = _seeds_and_latents(spec, request, max_images)
+    truncation = check_truncation(request.truncation)
+    if truncation != 1.0 and not spec.truncation:
+        raise InvalidRequest(f"truncation: {manifest.ref} takes only 1", field="truncation", allowed=[1])
+    classes = resolve_labels(spec, request.labels, seeds, len(z))
+    inputs: dict[str, Array] = {}
+    for tensor in manifest.graphs[_graph(manifest)].inputs:
+        if tensor.kind == "latent":
+            inputs[tensor.name] = truncate(z, truncation)
+        elif classes is not None:
+            inputs[tensor.name] = classes
+    names: tuple[str | None, ...] = (None,) * len(z)
+    if classes is not None and spec.labels is not None:
+        names = tuple(spec.labels[index] for index in classes)
+    return Rows(inputs, tuple(seeds) if seeds is not None else (None,) * len(z), names, truncation)
+
+
+def _seeds_and_latents(
+    spec: GenerateSpec, request: Request, max_images: int
+) -> tuple[list[int] | None, npt.NDArray[np.float32]]:
+    """The seeds (None where latents are given outright) and z, [N, D]."""
+    given = [name for name in ("seeds", "count", "latents") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise InvalidRequest(
+            f"{given[1]}: give one of seeds, count and latents, not {' and '.join(given)}", field=given[1]
+        )
+    if request.latents is not None:
+        z = check_latents(request.latents, spec.latent_dim)
+        _check_number(len(z), max_images, "latents")
+        return None, z
+    if request.seeds is not None:
+        _check_number(len(request.seeds), max_images, "seeds")
+        seeds = [check_seed(seed, field="seeds" if len(request.seeds) > 1 else "seed") for seed in request.seeds]
+    else:
+        count = 1 if request.count is None else request.count
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise InvalidRequest(f"count: {count!r} is not a whole number", field="count")
+        _check_number(count, max_images, "count")
+        seeds = [secrets.randbits(32) for _ in range(count)]
+    return seeds, latents_from_seeds(seeds, spec.latent_dim)
+
+
+def _check_number(images: int, max_images: int, field: str) -> None:
+    if images < 1:
+        raise InvalidRequest(f"{field}: asks for {images} images, must be 1 to {max_images}", field=field)
+    if images > max_images:
+        raise TooLarge(f"{field}: asks for {images} images, at most {max_images} in one request", field=field)
+
+
+def resolve_labels(
+    spec: GenerateSpec, labels: Labels, seeds: Sequence[int] | None, images: int
+) -> npt.NDArray[np.int64] | None:
+    """The class index of every image, [N] int64; None for an unconditional model.
+
+    A name is matched exactly, else ignoring case, else as a decimal index. One label serves all images. No label
+    draws one from each image's seed, so that a seed alone still means one picture.
+
+    Raises:
+        InvalidRequest: field `label`; lists the model's labels.
+    """
+    if spec.labels is None:
+        if labels is not None:
+            raise InvalidRequest("label: this model has no classes", field="label")
+        return None
+    if labels is None:
+        if seeds is None:
+            raise InvalidRequest("label: needed where latents are given", field="label", allowed=spec.labels)
+        return labels_from_seeds(seeds, len(spec.labels))
+    listed = [labels] if isinstance(labels, (int, str, np.integer)) else list(labels)
+    if len(listed) not in (1, images):
+        raise InvalidRequest(f"label: {len(listed)} labels for {images} images, give 1 or {images}", field="label")
+    indices = [_class(spec.labels, label) for label in listed]
+    return np.array(indices * (images if len(indices) == 1 else 1), np.int64)
+
+
+def _class(names: tuple[str, ...], label: object) -> int:
+    if isinstance(label, str):
+        text = label.strip()
+        if text in names:
+            return names.index(text)
+        folded = [name.casefold() for name in names]
+        if text.casefold() in folded:
+            return folded.index(text.casefold())
+        if text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) < len(names):
+            return int(text)
+    elif isinstance(label, (int, np.integer)) and not isinstance(label, bool) and 0 <= label < len(names):
+        return int(label)
+    raise InvalidRequest(
+        f"label: {label!r} is unknown; a name, or an index from 0 to {len(names) - 1}", field="label", allowed=names
+    )

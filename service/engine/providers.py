@@ -1,0 +1,94 @@
+"""Which execution provider runs a model: what was asked, what this machine has, what was really obtained, and why.
+
+ONNX Runtime lists every provider it was built with, present or not, and falls back to the CPU without an error; so
+each candidate is looked at before it is tried, and what a session got is read back afterwards.
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnxruntime as ort
+
+from service.errors import ProviderUnavailable
+
+PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+"""Our names, in the order that `auto` tries them, and ONNX Runtime's."""
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "tensorrt": {},
+    # TF32 keeps 10 bits of mantissa: enough to move pixels between batch sizes, so it stays off.
+    "cuda": {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
+    "webgpu": {},
+    "cpu": {},
+}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Providers worth trying, best first, and one line for each that is not."""
+
+    names: tuple[str, ...]
+    required: bool
+    skipped: tuple[str, ...]
+
+
+def candidates(asked: Sequence[str]) -> Candidates:
+    """Turn what was asked into what can be tried on this machine.
+
+    Raises:
+        ProviderUnavailable: an unknown name, or a provider asked by name that cannot work here.
+    """
+    unknown = [name for name in asked if name not in PROVIDERS and name != "auto"]
+    if unknown:
+        allowed = ", ".join(["auto", *PROVIDERS])
+        raise ProviderUnavailable(f"providers: {unknown[0]!r} is unknown; there are {allowed}")
+    automatic = "auto" in asked
+    wanted = list(dict.fromkeys(PROVIDERS if automatic else asked))
+    why_not = {name: reason for name in wanted if (reason := missing(name)) is not None}
+    usable = tuple(name for name in wanted if name not in why_not)
+    if not usable:
+        raise ProviderUnavailable("providers: " + "; ".join(f"{name}: {why}" for name, why in why_not.items()))
+    if "cuda" in usable or "tensorrt" in usable:
+        _preload_cuda()
+    return Candidates(usable, not automatic, tuple(f"{name}: {why}" for name, why in why_not.items()))
+
+
+def missing(name: str) -> str | None:
+    """Why a provider cannot work here, or None where it is worth a try."""
+    if PROVIDERS[name] not in ort.get_available_providers():
+        return "not in the installed onnxruntime"
+    if name in ("cuda", "tensorrt") and not _cuda_devices():
+        return "no NVIDIA driver with a device"
+    if name == "tensorrt" and not (ctypes.util.find_library("nvinfer") or importlib.util.find_spec("tensorrt_libs")):
+        return "TensorRT is not installed"
+    return None
+
+
+@functools.cache
+def _cuda_devices() -> int:
+    """Devices that the NVIDIA driver shows; 0 without a driver. Asks the driver itself, no toolkit needed."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """Find the CUDA and cuDNN libraries of the nvidia-* wheels; only where CUDA will be tried, for it costs time."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()

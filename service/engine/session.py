@@ -1,0 +1,221 @@
+"""A session: one loaded ONNX file, rows in, as many rows out. `Session` is the seam; `OrtSession` is ONNX Runtime's."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from service.engine.providers import OPTIONS, PROVIDERS, candidates
+from service.errors import GoldenMismatch, GraphMismatch, ProviderUnavailable, RunFailed
+from service.manifest import GraphSpec, TensorSpec, resolve_dimension
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+IMAGE_LEVELS = 1
+"""Pixels may differ by one level from the recorded ones: instruction sets round differently in the last bit..."""
+IMAGE_SHARE = 1e-4
+"""... and one value in 10,000 by more, where a last bit flips a rounding twice."""
+FLOAT_RELATIVE = 1e-3
+
+_ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
+_DTYPES = {"uint8": np.dtype(np.uint8), "float32": np.dtype(np.float32), "int64": np.dtype(np.int64)}
+
+log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """Called from worker threads, several at once. Rows lie along axis 0 and never influence one another."""
+
+    spec: GraphSpec
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Answer every output of the spec for these rows.
+
+        Raises:
+            RunFailed: the run raised.
+        """
+        ...
+
+
+class OrtSession:
+    """ONNX Runtime on the best provider that works.
+
+    Args:
+        path: the `.onnx` file; its hash has been checked.
+        spec: what the manifest says of it.
+        model: `name@version`, for errors.
+        providers: by preference; see `EngineOptions.providers`.
+        threads: threads inside one run (intra-op); on a GPU, of what stays on the CPU.
+
+    Attributes:
+        provider: what was really obtained: `tensorrt`, `cuda`, `webgpu` or `cpu`.
+        why: one line for each better provider that was not obtained.
+
+    Raises:
+        GraphMismatch: ONNX Runtime cannot load the graph, or its inputs or outputs are not the manifest's.
+        ProviderUnavailable: a provider asked by name did not work.
+    """
+
+    def __init__(
+        self, path: Path, spec: GraphSpec, *, model: str, providers: Sequence[str] = ("auto",), threads: int = 1
+    ) -> None:
+        self.spec = spec
+        self.model = model
+        self.threads = threads
+        self._session, self.provider, self.why = _open(path, tuple(providers), threads, model)
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        check_signature(spec, self._session.get_inputs(), self._session.get_outputs(), model=model)
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """See `Session.run`. The GIL is released while ONNX Runtime computes."""
+        try:
+            answers = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise RunFailed(f"{self.model}: the run failed: {str(error).splitlines()[0][:300]}") from error
+        return dict(zip(self._outputs, answers, strict=True))
+
+
+def _options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # a provider that falls back is reported by us, once
+    # Spinning threads hold a core while they wait: several lanes, encoders and the event loop share it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _open(path: Path, providers: tuple[str, ...], threads: int, model: str) -> tuple[Any, str, tuple[str, ...]]:
+    """Try each candidate; the first session that really got its provider wins."""
+    chosen = candidates(providers)
+    notes = list(chosen.skipped)
+    for name in chosen.names:
+        wanted = [(PROVIDERS[name], OPTIONS[name])]
+        if name != "cpu":
+            wanted.append((PROVIDERS["cpu"], OPTIONS["cpu"]))  # for nodes that the device cannot run
+        try:
+            session = ort.InferenceSession(str(path), _options(threads), providers=wanted)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            reason = str(error).splitlines()[0][:300]
+            if name == "cpu":
+                raise GraphMismatch(f"{path.name} cannot be loaded: {reason}", model=model) from error
+            notes.append(f"{name}: {reason}")
+            continue
+        if session.get_providers()[0] == PROVIDERS[name]:
+            return session, name, tuple(notes)
+        notes.append(f"{name}: onnxruntime fell back to {session.get_providers()[0]}")
+    raise ProviderUnavailable("providers: none of those asked for works: " + "; ".join(notes))
+
+
+def check_signature(spec: GraphSpec, inputs: Sequence[Any], outputs: Sequence[Any], *, model: str) -> None:
+    """Hold a session's real inputs and outputs (`.name`, `.type`, `.shape`) against the manifest's.
+
+    A dimension that the manifest fixes may be open in the file (exporters lose sizes); one that the manifest leaves
+    open must be open in the file, or no second row could ever be fed.
+
+    Raises:
+        GraphMismatch: names, types, ranks or sizes differ.
+    """
+    for side, tensors, real in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        found = {node.name: node for node in real}
+        if set(found) != {tensor.name for tensor in tensors}:
+            listed = sorted(tensor.name for tensor in tensors)
+            raise GraphMismatch(f"{spec.file} has {side}s {sorted(found)}, the manifest says {listed}", model=model)
+        for tensor in tensors:
+            node = found[tensor.name]
+            if node.type != _ORT_TYPES[tensor.dtype]:
+                detail = f"{spec.file}: {side} {tensor.name} is {node.type}, the manifest says {tensor.dtype}"
+                raise GraphMismatch(detail, model=model)
+            if not _shape_fits(tensor, node.shape):
+                detail = (
+                    f"{spec.file}: {side} {tensor.name} has shape {node.shape}, the manifest says {list(tensor.shape)}"
+                )
+                raise GraphMismatch(detail, model=model)
+
+
+def _shape_fits(tensor: TensorSpec, real: Sequence[int | str | None]) -> bool:
+    if len(real) != len(tensor.shape):
+        return False
+    pairs = zip(tensor.shape, real, strict=True)
+    return all(not isinstance(size, int) or size == dimension for dimension, size in pairs)
+
+
+def check_outputs(spec: GraphSpec, inputs: Arrays, outputs: Arrays) -> None:
+    """Hold one run's answers against the spec: every output, in its dtype, as many rows as went in, finite.
+
+    Raises:
+        RunFailed: names the first output that is wrong.
+    """
+    symbols: dict[str, int] = {}
+    for tensor in spec.inputs:
+        for dimension, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True):
+            if isinstance(dimension, str) and "*" not in dimension:
+                symbols[dimension] = size
+    for tensor in spec.outputs:
+        array = outputs.get(tensor.name)
+        if array is None:
+            raise RunFailed(f"{spec.file}: the run answered without {tensor.name}")
+        if array.dtype != _DTYPES[tensor.dtype]:
+            raise RunFailed(f"{spec.file}: {tensor.name} came back as {array.dtype}, must be {tensor.dtype}")
+        shape = _resolve(tensor, array.shape, symbols)
+        if array.shape != shape:
+            raise RunFailed(f"{spec.file}: {tensor.name} came back as {list(array.shape)}, must be {list(shape)}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise RunFailed(f"{spec.file}: {tensor.name} holds numbers that are not finite")
+
+
+def _resolve(tensor: TensorSpec, real: tuple[int, ...], symbols: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that an output must have; a symbol that no input gives takes the size that came."""
+    known = dict(symbols)
+    shape = []
+    for axis, dimension in enumerate(tensor.shape):
+        if isinstance(dimension, str) and "*" not in dimension and axis < len(real):
+            known.setdefault(dimension, real[axis])
+        shape.append(resolve_dimension(dimension, known))
+    return tuple(shape)
+
+
+def check_golden(session: Session, golden: Arrays, *, model: str) -> None:
+    """Run the recorded inputs and hold the answers against the recorded ones; it also warms the session up.
+
+    Images: within one level on all but one value in 10,000. Floats: within 1e-3 of the recorded value's size or of
+    the tensor's root mean square, whichever is larger. Whole numbers: equal.
+
+    Raises:
+        GoldenMismatch: the answers differ by more.
+        RunFailed: the run raised, or answered with wrong rows, shapes or values.
+    """
+    inputs = {tensor.name: golden[tensor.name] for tensor in session.spec.inputs}
+    answers = session.run(inputs)
+    check_outputs(session.spec, inputs, answers)
+    for tensor in session.spec.outputs:
+        if fault := _difference(tensor, answers[tensor.name], golden[tensor.name]):
+            raise GoldenMismatch(f"{session.spec.file}: {tensor.name} {fault}", model=model)
+
+
+def _difference(tensor: TensorSpec, answer: Array, recorded: Array) -> str | None:
+    """What is wrong with an answer, or None."""
+    if answer.shape != recorded.shape:
+        return f"has shape {list(answer.shape)}, recorded was {list(recorded.shape)}"
+    if tensor.dtype == "int64":
+        return None if np.array_equal(answer, recorded) else "differs from the recorded whole numbers"
+    distance = np.abs(answer.astype(np.float64) - recorded.astype(np.float64))
+    if tensor.dtype == "uint8":
+        beyond = int((distance > IMAGE_LEVELS).sum())
+        if beyond <= IMAGE_SHARE * distance.size:
+            return None
+        return (
+            f"differs from golden by up to {distance.max():.0f} levels, by more than one on {beyond} of {distance.size}"
+        )
+    size = np.maximum(np.abs(recorded), np.sqrt(np.mean(np.square(recorded, dtype=np.float64))))
+    beyond = int((distance > FLOAT_RELATIVE * size).sum())
+    if not beyond:
+        return None
+    return f"differs from golden by up to {distance.max():.3g}, beyond {FLOAT_RELATIVE:g} relative on {beyond} values"
