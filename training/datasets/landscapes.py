@@ -1,8 +1,8 @@
 """Landscape photographs in the public domain, from the art of the game Endless Sky.
 
-The package holds 273 photographs. By its copyright file 178 are in the public domain (morguefile, Unsplash, NASA, USGS);
-the others, under CC-BY-SA, carry their photographer's name in the file name, or are `lava5` and `loc0` to `loc2`, and
-are left out here.
+The package holds 273 photographs. 178 of them are taken, in the public domain by its copyright file (morguefile,
+Unsplash, NASA, USGS). Left out: 92 under CC-BY-SA, which are `lava5` and those with a photographer in their file name,
+and `loc0` to `loc2`, whose names say that they come from elsewhere than the file states for them.
 """
 
 import hashlib
