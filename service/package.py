@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import FileInvalid, HashMismatch, ManifestInvalid, VersionExists
+from service.errors import FileInvalid, GraphMismatch, HashMismatch, ManifestInvalid, VersionExists
 from service.manifest import (
     ARRAYS_FILE,
     CARD_FILE,
@@ -40,6 +40,7 @@ from service.manifest import (
     UpscaleSpec,
     resolve_dimension,
 )
+from service.onnxfile import read_contents
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -172,6 +173,7 @@ def verify_package(folder: Path) -> Manifest:
     manifest = read_package(folder)
     for graph in manifest.graphs.values():
         _check_hash(folder / graph.file, graph.sha256, GRAPH_MAX_BYTES, manifest.ref)
+        _check_operators(folder / graph.file, graph.opset, manifest.ref)
     for spec in (manifest.golden, manifest.arrays):
         if spec is not None:
             _check_hash(folder / spec.file, spec.sha256, NPZ_MAX_BYTES, manifest.ref)
@@ -234,6 +236,8 @@ def _rename_into_place(staging: Path, draft: ManifestDraft, hashes: Mapping[str,
         manifest = _manifest(draft, hashes, number)
         (staging / MANIFEST_FILE).unlink(missing_ok=True)
         _write(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode() + b"\n")
+        for graph in manifest.graphs.values():
+            _check_operators(staging / graph.file, graph.opset, manifest.ref)
         read_golden(staging, manifest)
         _flush(staging)
         target = parent / str(number)
@@ -321,6 +325,15 @@ def _check_hash(path: Path, sha256: str, max_bytes: int, ref: str) -> None:
         raise FileInvalid(f"{path.name} cannot be read: {error.strerror}", model=ref) from None
     if found != sha256:
         raise HashMismatch(f"{path.name} has sha256 {found[:12]}..., the manifest says {sha256[:12]}...", model=ref)
+
+
+def _check_operators(path: Path, opset: int, ref: str) -> None:
+    try:
+        faults = read_contents(path).faults(opset)
+    except (OSError, ValueError) as error:
+        raise FileInvalid(f"{path.name} {error}", model=ref) from None
+    if faults:
+        raise GraphMismatch(f"{path.name} {'; '.join(faults)}", model=ref)
 
 
 def _read(path: Path, max_bytes: int, ref: str) -> bytes:
