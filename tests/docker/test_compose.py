@@ -68,7 +68,8 @@ class Stack:
         return subprocess.run(["docker", "exec", self.container, *command], capture_output=True, text=True)
 
     def state(self) -> dict[str, Any]:
-        return json.loads(run("docker", "inspect", "--format", "{{json .State}}", self.container))
+        command = ["docker", "inspect", "--format", "{{json .State}}", self.container]
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 @pytest.fixture(scope="module")
