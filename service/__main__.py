@@ -1,0 +1,89 @@
+"""The command line: `python -m service serve | check`."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.settings import PREFIX, Settings, unknown_variables
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit status: 0 done, 1 failed, 2 wrong arguments."""
+    arguments = _parser().parse_args(argv)
+    settings = _settings(arguments)
+    if not settings.models.is_dir():
+        return _wrong(f"models: {settings.models} is not a folder; it must hold <name>/<version>/ of each model")
+    for name, near in unknown_variables().items():
+        print(f"{name} is no setting{f'; did you mean {near}?' if near else ''}", file=sys.stderr)
+    return _serve(settings) if arguments.command == "serve" else asyncio.run(_check(settings))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service", description="Serve exported GANs over HTTP.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve", help="serve a models' folder", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    check = commands.add_parser("check", help="verify every model folder as the server would")
+    for name, field in Settings.model_fields.items():
+        flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            serve.add_argument(flag, default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+    check.add_argument("--models", type=Path, default=argparse.SUPPRESS, help="folder of <name>/<version>/")
+    check.add_argument("--providers", default=argparse.SUPPRESS, help="as for serve")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """Flags over environment over defaults."""
+    flags = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0])
+            source = f"--{name.replace('_', '-')}" if name in flags else f"{PREFIX}{name.upper()}"
+            print(f"{source}: {item['msg']}, not {item['input']!r}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _serve(settings: Settings) -> int:
+    from service.api.server import serve  # here: `--help` and a wrong flag need no web framework
+
+    return serve(settings)
+
+
+async def _check(settings: Settings) -> int:
+    """Open the models with the engine itself, so that check and serve cannot disagree."""
+    from service.api.app import engine_of
+
+    logging.basicConfig(level=logging.ERROR)
+    engine = engine_of(settings.model_copy(update={"poll_models_s": None, "profile_s": 0.0, "versions_kept": 100}))
+    await engine.open()
+    try:
+        loaded = sorted(model.manifest.ref for model in engine.models())
+        for ref in loaded:
+            print(f"ok       {ref}")
+        for folder, reason in sorted(engine.refused.items()):
+            print(f"refused  {folder}: {reason}")
+        if not loaded and not engine.refused:
+            print(f"{settings.models} holds no model", file=sys.stderr)
+        return 0 if loaded and not engine.refused else 1
+    finally:
+        await engine.close()
+
+
+def _wrong(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The HTTP side: routes, schemas, problems and middleware around the engine."""

@@ -1,0 +1,134 @@
+"""The only place where the parts are joined: settings, engine, metrics, middleware and routes become one app."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from service import __version__
+from service.api import pages, problems, routes, schemas
+from service.api.middleware.context import RequestContext
+from service.api.middleware.limits import BodyLimit
+from service.api.parts import Parts
+from service.api.pictures import onnxruntime_version
+from service.metrics import Metrics
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+
+DESCRIPTION = "Images from generative adversarial networks, over HTTP. The same request is the same picture."
+_log = logging.getLogger("ganymede")
+
+
+def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
+    """The app. Models load in the background after start-up: `/livez` answers at once, `/readyz` when they are in.
+
+    Args:
+        engine: made from the settings by default; tests hand in another.
+    """
+    if engine is None:
+        engine = engine_of(settings)
+    build = {"version": __version__, "onnxruntime": onnxruntime_version()}
+    metrics = Metrics(engine, build)
+    parts = Parts(settings, engine, metrics)
+    app = FastAPI(
+        title="Ganymede",
+        version=build["version"],
+        description=DESCRIPTION,
+        lifespan=_lifespan(parts),
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.parts = parts
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log)
+    problems.install(app)
+    app.include_router(routes.router)
+    app.include_router(pages.router)
+    if settings.playground:
+        app.include_router(pages.site)
+    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def engine_of(settings: Settings) -> "Engine":
+    """The engine that these settings describe."""
+    from service.engine.engine import Engine, EngineOptions  # here: a test with its own engine needs no onnxruntime
+
+    return Engine(
+        EngineOptions(
+            models=settings.models,
+            providers=settings.providers,
+            lanes=settings.lanes,
+            threads_per_lane=settings.threads_per_lane,
+            max_batch=settings.max_batch,
+            max_queue_rows=settings.max_queue_rows,
+            max_images=settings.max_images,
+            poll_models_s=settings.poll_models_s,
+            versions_kept=settings.versions_kept,
+            profile_s=settings.profile_s,
+            cache=settings.cache,
+        )
+    )
+
+
+def _lifespan(parts: Parts) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(_open(parts))
+        watching = asyncio.create_task(parts.metrics.watch_loop())
+        try:
+            yield
+        finally:
+            parts.draining = True
+            for task in (opening, watching):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await parts.engine.drain(parts.settings.drain_timeout_s)
+            await parts.engine.close()
+            parts.encoders.shutdown(wait=True, cancel_futures=True)
+
+    return lifespan
+
+
+async def _open(parts: Parts) -> None:
+    try:
+        await parts.engine.open()
+    except Exception as error:
+        parts.failure = error
+        _log.exception("the models could not be opened")
+        return
+    parts.opened = True
+    for folder, reason in parts.engine.refused.items():
+        _log.error("refused %s: %s", folder, reason)
+    loaded = ", ".join(sorted(model.manifest.ref for model in parts.engine.models()))
+    _log.info("serving %s", loaded or f"no model: {parts.settings.models} has none that passed")
+
+
+def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's document, with the schemas that the routes only refer to."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = original()
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (schemas.GenerateRequest, schemas.GenerateResponse, schemas.Problem):
+            if model.__name__ not in components:
+                schema = model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
+                components.update(schema.pop("$defs", {}))
+                components[model.__name__] = schema
+        for unused in ("HTTPValidationError", "ValidationError"):
+            components.pop(unused, None)
+        for path in document["paths"].values():
+            for operation in path.values():
+                reply = operation["responses"].get("422", {})
+                if "HTTPValidationError" in str(reply):
+                    del operation["responses"]["422"]
+        return document
+
+    return openapi

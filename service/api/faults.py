@@ -1,0 +1,47 @@
+"""Errors of the HTTP side alone; `service.errors` has those of the domain."""
+
+from collections.abc import Mapping, Sequence
+
+from service import errors
+
+
+class MalformedBody(errors.InvalidRequest):
+    """The body is no JSON object."""
+
+
+class UnsupportedMediaType(errors.InvalidRequest):
+    """The body is of a type that the endpoint does not read."""
+
+
+class BodyTooLarge(errors.TooLarge):
+    """The body has more bytes than the limit."""
+
+
+class NotAcceptable(errors.InvalidRequest):
+    """Nothing that the endpoint can send is in `Accept`."""
+
+
+class AdminOff(errors.InvalidRequest):
+    """An operator's call while the setting `admin` is off."""
+
+
+class FileMissing(errors.InvalidRequest):
+    """The model is there, but not this file of it."""
+
+
+class Invalid(errors.InvalidRequest):
+    """Several fields are wrong at once.
+
+    Args:
+        errors: one `{"detail", "pointer"}` each, the first repeated in `detail` and `field`.
+    """
+
+    def __init__(
+        self, errors: Sequence[Mapping[str, object]], *, field: str | None, allowed: Sequence[str | int] | None
+    ) -> None:
+        super().__init__("; ".join(str(error["detail"]) for error in errors[:3]), field=field, allowed=allowed)
+        self.errors = [dict(error) for error in errors]
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer; nobody reads what follows."""

@@ -1,0 +1,71 @@
+"""Request id, timing, access log, and the last net under unexpected errors."""
+
+import logging
+import re
+from secrets import token_hex
+from time import perf_counter
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import unexpected
+from service.api.record import STATE_KEY, Record, publish
+from service.metrics import Metrics
+
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_log = logging.getLogger("ganymede")
+
+
+class RequestContext:
+    """Outermost of ours: attaches a `Record`, sends `X-Request-Id` and `Server-Timing`, publishes the record.
+
+    An `X-Request-Id` of up to 128 plain characters is kept, so that one id follows a request through many services;
+    anything else is replaced, since it ends in logs.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event; only HTTP is ours."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = _record(scope)
+        scope.setdefault("state", {})[STATE_KEY] = record
+        responding: float | None = None
+
+        async def marked(message: Message) -> None:
+            nonlocal responding
+            if message["type"] == "http.response.start":
+                responding = perf_counter()
+                record.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = record.request_id
+                headers["server-timing"] = record.server_timing()
+            elif message["type"] == "http.response.body":
+                record.body_bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, marked)
+        except Exception as error:
+            _log.exception("request %s: unexpected error", record.request_id, exc_info=error)
+            if responding is None:
+                await unexpected(record.request_id, record.path)(scope, receive, marked)
+        finally:
+            if responding is not None:
+                record.stages["write"] = perf_counter() - responding
+            record.status = record.status or 499
+            publish(record, self._metrics, log=self._access_log)
+
+
+def _record(scope: Scope) -> Record:
+    given = Headers(scope=scope).get("x-request-id", "")
+    request_id = given if _SANE_ID.fullmatch(given) else token_hex(8)
+    raw: bytes | None = scope.get("raw_path")
+    path = raw.partition(b"?")[0].decode("ascii", "replace") if raw else quote(scope["path"])
+    return Record(request_id=request_id, method=scope["method"], path=path[:256])

@@ -1,0 +1,73 @@
+"""Which form an answer takes: what the body names stands, `Accept` chooses what it leaves open (RFC 9110, 12.5.1)."""
+
+from dataclasses import dataclass
+
+from service.api.faults import NotAcceptable
+from service.imaging import FORMATS
+
+JSON, ZIP = "application/json", "application/zip"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How pictures come: `shape` is image, json, zip or grid; `fmt` a key of FORMATS."""
+
+    shape: str
+    fmt: str
+
+    @property
+    def media_type(self) -> str:
+        """The response's content type."""
+        return {"json": JSON, "zip": ZIP}.get(self.shape, FORMATS[self.fmt])
+
+
+def choose(shape: str | None, fmt: str | None, images: int, accept: str | None) -> Form:
+    """The form that the client likes best; among equals ours, which are listed first.
+
+    Args:
+        shape: the body's `as`.
+        fmt: the body's `format`. For one image it means the image itself.
+        images: how many.
+        accept: the `Accept` header; None accepts everything.
+
+    Raises:
+        NotAcceptable: the body leaves the type open and `Accept` has none of ours; `allowed` lists them.
+    """
+    if shape is None and fmt is not None and images == 1:
+        shape = "image"
+    shapes = [shape] if shape else (["image", "json", "zip"] if images == 1 else ["json", "zip", "grid"])
+    forms = [Form(one, other) for one in shapes for other in ([fmt] if fmt else FORMATS)]
+    types = list(dict.fromkeys(form.media_type for form in forms))
+    ranges = parse_accept(accept) if accept is not None else [("*/*", 1.0)]
+    liked = [quality(media_type, ranges) for media_type in types]
+    best = max(liked)
+    if best > 0:
+        chosen = types[liked.index(best)]
+        return next(form for form in forms if form.media_type == chosen)
+    if len(types) == 1:
+        return forms[0]
+    raise NotAcceptable(f"Accept has none of {', '.join(types)}", field="accept", allowed=types)
+
+
+def parse_accept(header: str) -> list[tuple[str, float]]:
+    """Media ranges with their q-values; what cannot be read is left out, an empty header accepts everything."""
+    found: list[tuple[str, float]] = []
+    for part in header.split(","):
+        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        try:
+            value = float(weight)
+        except ValueError:
+            continue
+        if "/" in media_range and 0 <= value <= 1:
+            found.append((media_range, value))
+    return found if header.strip() else [("*/*", 1.0)]
+
+
+def quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
+    """The q-value of the most specific range that covers the type, 0 if none does."""
+    for wanted in (media_type, media_type.partition("/")[0] + "/*", "*/*"):
+        values = [value for media_range, value in ranges if media_range == wanted]
+        if values:
+            return max(values)
+    return 0.0

@@ -1,0 +1,59 @@
+"""What the routes work with: one object per app, made by `app.py`, never a global."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fastapi import Depends, Request
+
+from service.imaging import EncodeOptions
+from service.metrics import Metrics
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+
+State = Literal["loading", "ready", "draining", "failed", "no-models"]
+
+
+@dataclass
+class Parts:
+    """The app's parts. `draining` and `failure` are set once and stay."""
+
+    settings: Settings
+    engine: "Engine"
+    metrics: Metrics
+    opened: bool = False
+    draining: bool = False
+    failure: BaseException | None = None
+    encoders: ThreadPoolExecutor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoders = ThreadPoolExecutor(self.settings.encode_threads, thread_name_prefix="encode")
+
+    @property
+    def state(self) -> State:
+        """What `/readyz` says."""
+        if self.draining:
+            return "draining"
+        if self.failure is not None:
+            return "failed"
+        if not self.opened:
+            return "loading"
+        if not self.engine.models():
+            return "no-models"
+        return "ready" if self.engine.ready else "loading"
+
+    @property
+    def encode_options(self) -> EncodeOptions:
+        """Qualities from the settings."""
+        return EncodeOptions(jpeg_quality=self.settings.jpeg_quality, webp_quality=self.settings.webp_quality)
+
+
+async def parts_of(request: Request) -> Parts:
+    """The parts of the app that serves this request."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(parts_of)]

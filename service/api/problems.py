@@ -1,0 +1,157 @@
+"""Errors as RFC 9457 problem details: one table from error class to status, and the only writer of their bodies."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Scope
+
+from service import errors
+from service.api.faults import (
+    AdminOff,
+    BodyTooLarge,
+    ClientGone,
+    FileMissing,
+    Invalid,
+    MalformedBody,
+    NotAcceptable,
+    UnsupportedMediaType,
+)
+from service.api.record import STATE_KEY, Record
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an error class looks on the wire. `code` ends the problem's `type` and labels `rejected_total`."""
+
+    status: int
+    code: str
+    title: str
+
+
+KINDS: dict[type[Exception], Kind] = {
+    errors.UnknownModel: Kind(404, "unknown-model", "No such model"),
+    errors.TaskNotServed: Kind(422, "task-not-served", "The model does not serve this task"),
+    BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    errors.TooLarge: Kind(422, "too-large", "More than the limit allows"),
+    MalformedBody: Kind(400, "malformed-body", "The body is not a JSON object"),
+    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body's type is not read here"),
+    NotAcceptable: Kind(406, "not-acceptable", "Nothing acceptable can be sent"),
+    AdminOff: Kind(403, "admin-off", "Operator calls are off"),
+    FileMissing: Kind(404, "file-missing", "The model has no such file"),
+    errors.InvalidRequest: Kind(422, "invalid-request", "The request is not valid"),
+    errors.Overloaded: Kind(429, "overloaded", "Too much is waiting"),
+    errors.NotReady: Kind(503, "not-ready", "Not ready"),
+    errors.DeadlineExceeded: Kind(504, "deadline-exceeded", "The deadline passed"),
+    errors.Unavailable: Kind(503, "unavailable", "Not available now"),
+    errors.RunFailed: Kind(500, "run-failed", "The model failed"),
+    errors.PackageError: Kind(409, "model-refused", "The model folder failed verification"),
+    errors.GanymedeError: Kind(500, "internal", "Internal error"),
+}
+
+DEFAULT_RETRY_S = 1.0
+"""When the engine cannot say: long enough not to hammer, short enough for a model that loads in a second."""
+
+
+def kind_of(error: type[Exception]) -> Kind:
+    """The table's row for a class or its nearest ancestor."""
+    return next(KINDS[base] for base in error.__mro__ if base in KINDS)
+
+
+def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
+    """The response to one of our errors, noted on the request's record."""
+    record: Record | None = scope.get("state", {}).get(STATE_KEY)
+    kind = kind_of(type(error))
+    headers: dict[str, str] = {}
+    body = _body(kind, error.detail, record, scope)
+    if isinstance(error, errors.InvalidRequest):
+        body |= {"field": error.field} if error.field is not None else {}
+        body |= {"allowed": error.allowed} if error.allowed is not None else {}
+        if isinstance(error, Invalid):
+            body["errors"] = error.errors
+        elif error.field is not None and kind.status == 422:
+            body["errors"] = [{"detail": error.detail, "pointer": f"#/{error.field}"}]
+    if isinstance(error, errors.Unavailable):
+        body["reason"] = error.reason
+        if error.retry_after_s is not None or kind.status in (429, 503):
+            wait_s = DEFAULT_RETRY_S if error.retry_after_s is None else max(0.0, error.retry_after_s)
+            headers = {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if isinstance(error, UnsupportedMediaType):
+        headers["accept-post"] = "application/json"
+    if isinstance(error, BodyTooLarge):
+        headers["connection"] = "close"
+    if record is not None:
+        record.rejected = error.reason if isinstance(error, errors.Unavailable) else kind.code
+    return _response(body, headers)
+
+
+def unexpected(request_id: str, path: str) -> Response:
+    """500 without a word about the inside; the log has the stack trace under the same id."""
+    kind = KINDS[errors.GanymedeError]
+    detail = "an unexpected error; the server's log has it under this request_id"
+    body = {"type": _type(kind.code), "title": kind.title, "status": 500, "detail": detail, "instance": path}
+    return _response({**body, "request_id": request_id}, {})
+
+
+def install(app: FastAPI) -> None:
+    """Register the exception handlers."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.GanymedeError)
+        return response_to(request.scope, error)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        phrase = HTTPStatus(error.status_code).phrase
+        kind = Kind(error.status_code, phrase.lower().replace(" ", "-"), phrase)
+        record: Record | None = request.scope.get("state", {}).get(STATE_KEY)
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        detail = {404: "nothing is served at this path; /docs lists what is", 405: _only(headers.get("allow", ""))}
+        return _response(_body(kind, detail.get(kind.status, str(error.detail)), record, request.scope), headers)
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)
+
+    app.add_exception_handler(errors.GanymedeError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientGone, gone)
+    app.add_exception_handler(ClientDisconnect, gone)
+
+
+def responses(*classes: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for the problems that an endpoint can answer with."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    found: dict[int, list[str]] = {}
+    for kind in map(kind_of, classes):
+        found.setdefault(kind.status, []).append(kind.title)
+    return {status: {"description": "; ".join(titles), "content": content} for status, titles in sorted(found.items())}
+
+
+def _only(allow: str) -> str:
+    return f"this path answers only {allow}" if allow else "this path does not answer this method"
+
+
+def _type(code: str) -> str:
+    return f"urn:ganymede:problem:{code}"
+
+
+def _body(kind: Kind, detail: str, record: Record | None, scope: Scope) -> dict[str, Any]:
+    path = record.path if record else quote(scope["path"])
+    body: dict[str, Any] = {"type": _type(kind.code), "title": kind.title, "status": kind.status, "detail": detail}
+    return body | {"instance": path} | ({"request_id": record.request_id} if record else {})
+
+
+def _response(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+    # ASCII JSON: a lone surrogate that a client sent and a message repeats has no UTF-8 form.
+    content = json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
+    return Response(content, body["status"], {**headers, "cache-control": "no-store"}, MEDIA_TYPE)

@@ -1,0 +1,112 @@
+"""What one request did: collected while it runs, told once at its end."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.engine.engine import Timings
+
+STATE_KEY = "ganymede_record"
+_access = logging.getLogger("ganymede.access")
+
+
+@dataclass(slots=True)
+class Record:
+    """One request. `stages` are seconds, in the order in which they ended.
+
+    `model` and `task` label metrics: only a loaded model's `name@version`, or `other`.
+    """
+
+    request_id: str
+    method: str
+    path: str
+    started: float = field(default_factory=perf_counter)
+    model: str = "other"
+    task: str = "other"
+    status: int = 0
+    images: int = 0
+    body_bytes: int = 0
+    rejected: str | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    batch_rows: int | None = None
+
+    def take(self, timings: "Timings") -> None:
+        """Adopt the timings that ride on the engine's result."""
+        self.stages["queue"] = timings.queue_s
+        self.stages["run"] = timings.run_s
+        self.batch_rows = timings.batch_rows
+
+    def server_timing(self) -> str:
+        """The `Server-Timing` header: milliseconds of each stage so far, and in total."""
+        stages = {**self.stages, "total": perf_counter() - self.started}
+        return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
+
+
+def record_of(request: Request) -> Record:
+    """The record that the middleware attached."""
+    record: Record = request.scope["state"][STATE_KEY]
+    return record
+
+
+def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
+    """Tell a finished request: one set of timings becomes metrics and the log line (and was the header)."""
+    metrics.observe(record)
+    if not log:
+        return
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "method": record.method,
+        "path": record.path,
+        "status": record.status,
+        "duration_ms": round((perf_counter() - record.started) * 1000, 3),
+        "bytes": record.body_bytes,
+    }
+    if record.task != "other":
+        fields |= {"task": record.task, "model": record.model, "images": record.images}
+        fields |= {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in record.stages.items()}
+    if record.batch_rows is not None:
+        fields["batch_rows"] = record.batch_rows
+    if record.rejected is not None:
+        fields["rejected"] = record.rejected
+    _access.info("%s %s %d", record.method, record.path, record.status, extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= _fields(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """One line for a person: time, level, message, then `key=value`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = {"method", "path", "status"}
+        pairs = " ".join(f"{key}={value}" for key, value in _fields(record).items() if key not in shown)
+        return f"{super().format(record)}  {pairs}" if pairs else super().format(record)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields = getattr(record, "fields", {})
+    return fields if isinstance(fields, Mapping) else {}

@@ -1,0 +1,301 @@
+"""The endpoints, thin: what they accept is in schemas, what they answer in pictures, what goes wrong in problems."""
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from service.api import faults, problems, schemas
+from service.api.negotiation import Form, choose
+from service.api.parts import Parts, PartsDep
+from service.api.pictures import entity_tag, image_response
+from service.api.record import record_of
+from service.api.strict_json import read_object, shown
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RunFailed,
+    TaskNotServed,
+    UnknownModel,
+)
+from service.imaging import FORMATS
+from service.manifest import Task
+
+if TYPE_CHECKING:
+    from service.engine.engine import ModelInfo
+
+T = TypeVar("T")
+router = APIRouter()
+
+ENDPOINTS = {Task.GENERATE: "POST /generate", Task.TRANSLATE: "POST /translate", Task.UPSCALE: "POST /upscale"}
+PINNED_CACHE_S = 31_536_000
+
+_IMAGES: dict[str, Any] = {
+    media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in FORMATS.values()
+}
+_ERRORS = (UnknownModel, InvalidRequest, Overloaded, NotReady, DeadlineExceeded, RunFailed, faults.NotAcceptable)
+_BODY_ERRORS = (*_ERRORS, faults.MalformedBody, faults.BodyTooLarge, faults.UnsupportedMediaType)
+_HEADERS = [
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 3_600_000},
+        "description": "Deadline in milliseconds; passed: 504.",
+    },
+    {
+        "name": "X-Priority",
+        "in": "header",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 9, "default": 5},
+        "description": "1 is served first, 9 last.",
+    },
+]
+
+
+def _query(name: str, schema: dict[str, Any], text: str, *, required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": required, "schema": schema, "description": text}
+
+
+_QUERY = [
+    _query("model", {"type": "string"}, "Name or `name@version`.", required=True),
+    _query("seed", {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}, "Which picture.", required=True),
+    _query("label", {"type": "string"}, "Class by name or index."),
+    _query("truncation", {"type": "number", "minimum": 0, "maximum": 2, "default": 1}, "Below 1: more typical."),
+    _query("format", {"enum": list(FORMATS)}, "Goes before `Accept`."),
+]
+
+
+@router.post(
+    "/generate",
+    summary="Draw images",
+    responses={200: {"description": "The pictures", "content": _IMAGES}, **problems.responses(*_BODY_ERRORS)},
+    openapi_extra={
+        "parameters": _HEADERS,
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateRequest"}}},
+        },
+    },
+)
+async def generate(request: Request, parts: PartsDep) -> Response:
+    """One image for each seed, seeds drawn for a count, or latents given outright."""
+    record = record_of(request)
+    record.task = Task.GENERATE.value
+    fields = await read_object(request)
+    body = schemas.parse_generate(fields, max_images=parts.settings.max_images)
+    record.stages["read"] = perf_counter() - record.started
+    model = _serving(parts, body.model, Task.GENERATE)
+    record.model = model.manifest.ref
+    form = choose(body.as_, body.format, body.images, request.headers.get("accept"))
+    tag = entity_tag(parts, model, body, form)
+    return await _draw(request, parts, body, form, {"vary": "Accept", **({"etag": tag} if tag else {})})
+
+
+@router.get(
+    "/generate",
+    summary="One seeded image by its URL",
+    responses={
+        200: {"description": "The picture", "content": _IMAGES},
+        304: {"description": "The client's copy is current"},
+        **problems.responses(*_ERRORS),
+    },
+    openapi_extra={"parameters": [*_QUERY, *_HEADERS]},
+)
+async def picture(request: Request, parts: PartsDep) -> Response:
+    """The same picture as `POST /generate` with one seed, cacheable."""
+    record = record_of(request)
+    record.task = Task.GENERATE.value
+    pairs = parse_qsl(request.url.query, keep_blank_values=True, errors="replace")
+    body = schemas.parse_query(pairs)
+    record.stages["read"] = perf_counter() - record.started
+    model = _serving(parts, body.model, Task.GENERATE)
+    record.model = model.manifest.ref
+    form = choose("image", body.format, 1, request.headers.get("accept"))
+    tag = entity_tag(parts, model, body, form)
+    pinned = body.model == model.manifest.ref
+    seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
+    cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
+    headers = {"cache-control": cache, "vary": "Accept", **({"etag": tag} if tag else {})}
+    if tag is not None and tag in _tags(request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=headers)
+    return await _draw(request, parts, body, form, headers)
+
+
+@router.get("/models", summary="What is served", response_model=schemas.ModelList)
+async def models(request: Request, parts: PartsDep) -> JSONResponse:
+    """All loaded models, and the folders that were refused, with the reason."""
+    loaded = sorted(parts.engine.models(), key=lambda model: (model.manifest.name, -model.manifest.version))
+    return JSONResponse({"models": [_summary(model) for model in loaded], "refused": parts.engine.refused})
+
+
+@router.get(
+    "/models/{name}", summary="One model", response_model=schemas.ModelPage, responses=problems.responses(UnknownModel)
+)
+async def model_page(name: str, parts: PartsDep) -> JSONResponse:
+    """Manifest, providers and the plan that this server chose; `name` or `name@version`."""
+    model = parts.engine.model(name)
+    return JSONResponse(
+        {
+            **_summary(model),
+            "providers": list(model.providers),
+            "provider_notes": list(model.provider_notes),
+            "plans": {graph: dataclasses.asdict(plan) for graph, plan in model.plans.items()},
+            "loaded_at": datetime.fromtimestamp(model.loaded_at, UTC).isoformat(timespec="seconds"),
+            "manifest": model.manifest.model_dump(mode="json"),
+        }
+    )
+
+
+@router.post(
+    "/models/{name}/load",
+    summary="Load or reload a model (operators)",
+    response_model=schemas.ModelSummary,
+    responses=problems.responses(UnknownModel, faults.AdminOff, faults.MalformedBody),
+)
+async def load(name: str, request: Request, parts: PartsDep) -> JSONResponse:
+    """Verify, warm and swap in `models/<name>/<version>`; the newest version unless one is named."""
+    _admin(parts)
+    return JSONResponse(_summary(await parts.engine.load(name, await _version(request))))
+
+
+@router.post(
+    "/models/{name}/unload",
+    summary="Unload a model (operators)",
+    status_code=204,
+    responses=problems.responses(UnknownModel, faults.AdminOff),
+)
+async def unload(name: str, parts: PartsDep) -> Response:
+    """Stop serving a model; its accepted requests finish."""
+    _admin(parts)
+    await parts.engine.unload(name)
+    return Response(status_code=204)
+
+
+async def _draw(
+    request: Request, parts: Parts, body: schemas.GenerateRequest, form: Form, headers: dict[str, str]
+) -> Response:
+    """Ask the engine, give up when the client does, and answer."""
+    record = record_of(request)
+    seeds = body.seeds if body.seed is None else [body.seed]
+    drawing = parts.engine.generate(
+        body.model,
+        seeds=seeds,
+        count=body.count,
+        latents=body.latents,
+        labels=body.label,
+        truncation=body.truncation,
+        priority=_header(request, "X-Priority", 1, 9) or 5,
+        timeout_s=_timeout_s(request, parts),
+    )
+    drawn = await _while_connected(request, drawing)
+    record.model = drawn.model
+    record.take(drawn.timings)
+    return await image_response(parts, record, drawn, form, headers)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result; the work is cancelled when the client leaves first.
+
+    Raises:
+        ClientGone: the client left.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise faults.ClientGone
+    finally:
+        watcher.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _serving(parts: Parts, name: str, task: Task) -> "ModelInfo":
+    """The loaded model, if it serves the task.
+
+    Raises:
+        UnknownModel, NotReady; TaskNotServed: names the endpoint that is right for the model.
+    """
+    try:
+        model = parts.engine.model(name)
+    except UnknownModel:
+        if parts.state == "loading":  # it may be among those that are still to come
+            raise NotReady(f"{shown(name)} is not loaded yet", reason="loading") from None
+        raise
+    if task not in model.manifest.tasks:
+        right = [ENDPOINTS[served] for served in model.manifest.tasks]
+        raise TaskNotServed(f"{name} does not {task.value}; use {' or '.join(right)}", field="model", allowed=right)
+    return model
+
+
+def _summary(model: "ModelInfo") -> dict[str, Any]:
+    manifest = model.manifest
+    drawn = manifest.generate
+    here = f"/models/{manifest.ref}"
+    outputs = [tensor for graph in manifest.graphs.values() for tensor in graph.outputs if tensor.kind == "image"]
+    sizes = [size if isinstance(size, int) else None for size in outputs[-1].shape[1:]] if outputs else [None] * 3
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "ref": manifest.ref,
+        "tasks": [task.value for task in manifest.tasks],
+        "family": manifest.family,
+        "image": dict(zip(("height", "width", "channels"), sizes, strict=True)),
+        "labels": list(drawn.labels) if drawn and drawn.labels else None,
+        "latent_dim": drawn.latent_dim if drawn else None,
+        "truncation": drawn.truncation if drawn else False,
+        "license": manifest.license,
+        "paper": manifest.paper,
+        "state": model.state,
+        "links": {"self": here, "samples": f"{here}/samples.png", "card": f"{here}/card"},
+    }
+
+
+def _tags(header: str) -> set[str]:
+    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
+
+
+def _header(request: Request, name: str, low: int, high: int) -> int | None:
+    text = request.headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
+        raise InvalidRequest(f"{name} is {shown(text)}, must be a whole number from {low} to {high}", field=name)
+    return int(text)
+
+
+def _timeout_s(request: Request, parts: Parts) -> float:
+    asked = _header(request, "X-Request-Timeout-Ms", 1, 3_600_000)
+    return parts.settings.timeout_s if asked is None else asked / 1000
+
+
+def _admin(parts: Parts) -> None:
+    if not parts.settings.admin:
+        raise faults.AdminOff("operator calls are off; start with --admin or GANYMEDE_ADMIN=true to allow them")
+
+
+async def _version(request: Request) -> int | None:
+    """`version` from the query or the body, in which nothing else may be."""
+    fields: dict[str, Any] = await read_object(request, optional=True)
+    for name, value in parse_qsl(request.url.query, keep_blank_values=True):
+        fields[name] = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else value
+    for name in fields:
+        if name != "version":
+            raise InvalidRequest(f"unknown field {shown(name)}; only 'version' is known", field=name[:60])
+    version = fields.get("version")
+    if version is not None and (not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < 2**31):
+        raise InvalidRequest(f"version is {shown(version)}, must be a whole number from 1", field="version")
+    return version

@@ -1,0 +1,88 @@
+"""uvicorn in this process: start, logs, and the order in which SIGTERM ends things."""
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.api.app import create_app
+from service.api.parts import Parts
+from service.api.record import JsonFormatter, TextFormatter
+from service.settings import Settings
+
+_log = logging.getLogger("ganymede")
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; the exit status: 0 drained, 1 the models or the port could not be opened."""
+    start_logs(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="auto",  # uvloop where it is installed
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
+    )
+    server = DrainingServer(config, app)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's own end when the port is taken; it has logged why
+        return 1
+    return 1 if server.parts.failure is not None else 0
+
+
+def start_logs(settings: Settings) -> None:
+    """One handler on stderr for ours and uvicorn's messages, in the format of the settings."""
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[output], force=True)
+    logging.getLogger("uvicorn").setLevel(max(logging.INFO, logging.getLogger().level))
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn stops accepting at once on SIGTERM, while a balancer still sends. Here readiness turns first.
+
+    SIGTERM: `/readyz` answers 503; after `drain_delay_s` the port closes; accepted requests finish within
+    `drain_timeout_s`. SIGINT (Ctrl+C) skips the delay. A second signal ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self.parts: Parts = app.state.parts
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Note the loop, for the signal handler."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup()
+
+    async def on_tick(self, counter: int) -> bool:
+        """End when the models could not be opened: a server that can never serve should be restarted."""
+        return self.parts.failure is not None or await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; called in the main thread between two bytecodes."""
+        if self.parts.draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self.parts.draining = True
+        delay_s = 0.0 if sig == signal.SIGINT else self.parts.settings.drain_delay_s
+        self._loop.call_soon_threadsafe(self._drain, delay_s)
+
+    def _drain(self, delay_s: float) -> None:
+        _log.info("draining: not ready now, the port closes in %g s", delay_s)
+        asyncio.get_running_loop().call_later(delay_s, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True

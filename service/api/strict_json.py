@@ -1,0 +1,74 @@
+"""JSON bodies, read strictly: UTF-8, one object, no repeated names, bounded nesting."""
+
+import json
+import re
+from typing import Any
+
+from starlette.requests import Request
+
+from service.api.faults import Invalid, MalformedBody, UnsupportedMediaType
+
+
+async def read_object(request: Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body as a dict. NaN and Infinity pass as floats here, so that the schema can name the field that holds them.
+
+    Args:
+        optional: an absent body is an empty object.
+
+    Raises:
+        UnsupportedMediaType: the content type is not JSON.
+        MalformedBody: not UTF-8, not JSON, not an object, nested too deeply, or a number of thousands of digits.
+        Invalid: a name occurs twice in one object.
+        BodyTooLarge: from the middleware, while reading.
+    """
+    body = await request.body()
+    if optional and not body:
+        return {}
+    _check_type(request.headers.get("content-type"))
+    if not body:
+        raise MalformedBody("the body is empty, must be a JSON object")
+    try:
+        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the body is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise MalformedBody("the JSON is nested too deeply") from None
+    except ValueError:  # int() refuses more than some 4,300 digits
+        raise MalformedBody("a number in the JSON has too many digits") from None
+    if not isinstance(parsed, dict):
+        raise MalformedBody(f"the body is a JSON {_json_type(parsed)}, must be an object")
+    return parsed
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value for an error message: as JSON, cut short."""
+    if isinstance(value, (list, dict)):
+        return f"a JSON {_json_type(value)}"
+    text = json.dumps(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _check_type(content_type: str | None) -> None:
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/(.+\+)?json", media_type):
+        given = f"is {media_type[:60]!r}" if media_type else "is missing"
+        raise UnsupportedMediaType(
+            f"content-type {given}, must be 'application/json'", field="content-type", allowed=["application/json"]
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)[:60]
+        detail = f"{twice!r} occurs more than once"
+        raise Invalid([{"detail": detail, "pointer": f"#/{twice}"}], field=twice, allowed=None)
+    return found
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

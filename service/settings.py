@@ -1,0 +1,181 @@
+"""Every knob of the server: each is a field here, a variable `GANYMEDE_<FIELD>` and a flag `--<field>` of `serve`.
+
+This is the only module that reads the environment. docs/settings.md lists the same fields; a test keeps it so.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "GANYMEDE_"
+
+
+class Settings(BaseSettings):
+    """The server's settings. Flags go before the environment, the environment before the defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    models: Path = Field(
+        Path("models"),
+        description="Folder that holds `<name>/<version>/` of every model. May be read-only.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. The default is this machine alone; `0.0.0.0` in a container.",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="TCP port. 0 takes a free one and prints it.")
+    admin: bool = Field(
+        False,
+        description="Whether `POST /models/{name}/load` and `/unload` answer. On only where the port is not public.",
+    )
+    playground: bool = Field(True, description="Whether the web page at `/` is served. Turn off for a pure API.")
+
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Worker threads per model. Unset: chosen from the cores that the process may use.",
+    )
+    threads_per_lane: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="ONNX Runtime threads in each lane. Unset: chosen with `lanes`. lanes x threads at most the cores.",
+    )
+    providers: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("auto",),
+        description="Execution providers by preference, comma-separated: `tensorrt`, `cuda`, `webgpu`, `cpu`. "
+        "`auto` takes the first that works; one that is named must work.",
+    )
+    max_batch: int = Field(
+        32,
+        ge=1,
+        le=4096,
+        description="Most rows in one run. The measured knee may be lower; more than 32 gains little anywhere.",
+    )
+    max_queue_rows: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Most rows waiting per model; beyond it 429. About rows per second x seconds a caller will wait.",
+    )
+    max_images: int = Field(
+        64, ge=1, le=4096, description="Most images in one request. Bounds a response's memory: rows x picture bytes."
+    )
+    poll_models_s: float | None = Field(
+        2.0,
+        gt=0,
+        le=3600,
+        description="Seconds between looks for new model folders. Longer on slow network disks.",
+    )
+
+    versions_kept: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Newest versions of each model served at once, so that a pinned `name@1` outlives a new `name@2`.",
+    )
+    profile_s: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="Most seconds to measure one model at load. 0 measures nothing: a one-thread lane per core.",
+    )
+    cache: Path | None = Field(
+        None,
+        description="Writable folder for measured plans: faster starts. Unset: measured at every start.",
+    )
+
+    timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Deadline in seconds of a request that names none (`X-Request-Timeout-Ms`). "
+        "A little below the balancer's own timeout.",
+    )
+    max_body_bytes: int = Field(
+        1 << 20,
+        ge=1024,
+        le=1 << 30,
+        description="Largest JSON body in bytes; beyond it 413. 1 MiB holds about 50,000 latent values.",
+    )
+    drain_delay_s: float = Field(
+        2.0,
+        ge=0,
+        le=600,
+        description="Seconds between SIGTERM (readiness turns 503) and closing the port. "
+        "At least the balancer's probe period x its failure threshold.",
+    )
+    drain_timeout_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that accepted requests get to finish after the port is closed. "
+        "With `drain_delay_s` below the orchestrator's kill timeout.",
+    )
+    keep_alive_s: float = Field(
+        75.0,
+        ge=1,
+        le=3600,
+        description="Seconds that an idle connection stays open. Longer than the balancer keeps its own.",
+    )
+
+    encode_threads: int = Field(
+        2, ge=1, le=64, description="Threads that encode pictures. The cores left over by the lanes, at least 1."
+    )
+    jpeg_quality: int = Field(
+        90, ge=1, le=95, description="JPEG quality. 90 is hard to tell from the original; 75 is half the bytes."
+    )
+    webp_quality: int = Field(
+        90, ge=1, le=100, description="WebP quality. As for JPEG, at about two thirds of the bytes."
+    )
+    provenance: bool = Field(
+        True,
+        description="Whether pictures carry the machine-readable AI mark and their recipe (some 600 bytes).",
+    )
+    cache_s: int = Field(
+        60,
+        ge=0,
+        le=31_536_000,
+        description="Seconds that `GET /generate` of an unpinned model may be cached. 0 to ask again every time; "
+        "pinned ones (`name@version`) never change and are cached for a year.",
+    )
+
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text` for a terminal, `json` for a log collector."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message logged.")
+    access_log: bool = Field(True, description="One line per request. Off saves about 20 microseconds a request.")
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("providers")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no provider; `auto` takes the best one that works")
+        return value
+
+    @field_validator("lanes", "threads_per_lane", "poll_models_s", "cache", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return None if isinstance(value, str) and value.lower() in ("", "none", "auto") else value
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """Variables that begin with `GANYMEDE_` but are no setting, each with the nearest setting's variable.
+
+    A misspelt variable would otherwise be ignored in silence.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    strangers = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+    return {name: next(iter(difflib.get_close_matches(name.upper(), known, n=1)), None) for name in strangers}
