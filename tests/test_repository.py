@@ -163,3 +163,11 @@ def test_import_contract_catches_a_violation(tmp_path: Path, contract: str, impo
 def test_every_import_contract_has_a_violation_to_catch() -> None:
     contracts = {contract["id"] for contract in project()["tool"]["importlinter"]["contracts"]}
     assert contracts == {contract for contract, _, _ in VIOLATIONS}
+
+
+def test_every_series_in_the_operations_page_exists() -> None:
+    asked = set(re.findall(r"\bganymede_[a-z_]+\b", (ROOT / "docs/operations.md").read_text()))
+    asked -= {name for name in asked if name.startswith(("ganymede_service", "ganymede_prometheus"))}  # containers
+    written = set(re.findall(r'"(ganymede_[a-z_]+)"', (ROOT / "service/metrics.py").read_text()))
+    assert asked
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked} <= written
