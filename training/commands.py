@@ -1,0 +1,240 @@
+"""The commands that need torch: `train`, `evaluate`, `export`, `families`. They only join the parts."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from service.errors import GanymedeError
+from training import checkpoint
+from training import export as exporting
+from training.datasets import DataError, DataReport, ImageSet, load
+from training.families import FAMILIES
+from training.family import Family
+from training.losses import OBJECTIVES, with_objective
+from training.monitors.blow_up import BlowUp
+from training.recipe import Recipe, RecipeError
+from training.runlog import RunLog, write_atomically
+from training.trainer import Trainer, TrainOptions, generate, source_commit
+
+EXPECTED = (RecipeError, DataError, GanymedeError, checkpoint.CheckpointError, exporting.ExportError)
+"""Errors of input: shown as one line, without a traceback."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """`python -m training train`: train a family on a data set into a run directory."""
+    return _guarded("train", _train, argv)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`python -m training evaluate`: judge a run on held-out images, into its evaluation.json and .md."""
+    return _guarded("evaluate", _evaluate, argv)
+
+
+def export(argv: Sequence[str]) -> int:
+    """`python -m training export`: write a run's generator into the models' folder."""
+    return _guarded("export", _export, argv)
+
+
+def families(argv: Sequence[str]) -> int:
+    """`python -m training families`: list what there is."""
+    argparse.ArgumentParser(prog="python -m training families").parse_args(argv)
+    for family in FAMILIES.values():
+        print(f"{family.name:<10} {family.paper}{'  (needs labels)' if family.conditional else ''}")
+        for name, recipe in family.recipes.items():
+            label = f"{recipe.size} px, {recipe.objective}, {recipe.total_kimg:.0f} kimg, batch {recipe.batch_size}"
+            print(f"    {name:<8} {label}")
+    print("\nobjectives for each (--objective): " + ", ".join(OBJECTIVES))
+    return 0
+
+
+def _train(argv: Sequence[str]) -> int:
+    args = _train_parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    directory = Path(args.run)
+    last = directory / "last.pt"
+    if last.exists() and not args.resume:
+        raise RecipeError(f"{directory} already holds a run: add --resume to go on with it, or name another --run")
+    family = _family(args.family)
+    data = load(
+        args.data, size=args.size or _recipe(family, args).size, channels=_channels(args, family),
+        root=Path(args.data_root), strict=args.strict, report=_say_report,
+    )  # fmt: skip
+    recipe = _fitted(_recipe(family, args), family, data)
+    options = TrainOptions(
+        seed=args.seed, evaluate_kimg=args.evaluate_kimg, evaluate_samples=args.evaluate_samples,
+        snapshot_kimg=args.snapshot_kimg, stop_after_s=args.minutes * 60,
+    )  # fmt: skip
+    log = RunLog(directory)
+    labels = data.train_labels if recipe.classes else None
+    trainer = Trainer(
+        family, recipe, data.train, labels, log, options,
+        evaluate=_evaluator(data, options, directory) if args.evaluate_kimg > 0 else None,
+        monitors=[BlowUp()], device=args.device,
+    )  # fmt: skip
+    if args.resume and last.exists():
+        trainer.restore(checkpoint.load(last))
+        log.say(f"resumed at {trainer.kimg:.1f} kimg")
+    log.recipe(_facts(family, recipe, data, args))
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        checkpoint.save(last, trainer.state())
+        log.say(f"stopped at {trainer.kimg:.1f} kimg; go on with --resume")
+        return 130
+    finally:
+        log.close()
+    return 0
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training train")
+    parser.add_argument("--family", required=True, help=f"one of {', '.join(FAMILIES)}")
+    parser.add_argument("--recipe", default="modern", help="paper or modern")
+    parser.add_argument("--data", required=True, help="a public set's name, or a folder, zip or IDX files")
+    parser.add_argument("--run", required=True, help="the run's directory, e.g. runs/faces-32")
+    parser.add_argument("--objective", help=f"one of {', '.join(OBJECTIVES)}; default: the recipe's")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe field")
+    parser.add_argument("--size", type=int, help="side of the images, px; default: the recipe's")
+    parser.add_argument("--kimg", type=float, help="length of the run in thousands of images; default: the recipe's")
+    parser.add_argument("--minutes", type=float, default=0, help="stop (resumably) after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--evaluate-kimg", type=float, default=100, help="between evaluations; 0: never")
+    parser.add_argument("--evaluate-samples", type=int, default=2000)
+    parser.add_argument("--snapshot-kimg", type=float, default=50, help="between checkpoints and grids")
+    parser.add_argument("--data-root", default="data", help="where prepared sets lie")
+    parser.add_argument("--strict", action="store_true", help="a bad image file is an error")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    return parser
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    from training.evaluation import report, sample_count
+
+    parser = argparse.ArgumentParser(prog="python -m training evaluate")
+    parser.add_argument("--run", required=True, help="the run's directory")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    parser.add_argument("--samples", type=int, default=5000, help="images on each side; fewer where fewer are held out")
+    parser.add_argument("--data", help="the data set, where it is not the one that the run was trained on")
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    run = exporting.read_run(Path(args.run), args.checkpoint)
+    data = _data_of(run, args)
+    count = sample_count(data, args.samples)
+    labels = np.arange(count, dtype=np.int64) % run.recipe.classes if run.recipe.classes else None
+    document = report(
+        run.sample(range(count), labels), data, untrained=_untrained(run, count, labels), samples=args.samples,
+        labels=labels, cache=run.directory.parent / "features", say=lambda line: print(line, file=sys.stderr),
+    ).document()  # fmt: skip
+    document |= {"checkpoint": run.digest, "kimg": run.images_seen / 1000, "minutes": run.seconds / 60}
+    write_atomically(run.directory / "evaluation.json", json.dumps(document, indent=1).encode() + b"\n")
+    write_atomically(run.directory / "evaluation.md", document["table"].encode())
+    print(document["table"])
+    return 0
+
+
+def _data_of(run: exporting.TrainedRun, args: argparse.Namespace) -> ImageSet:
+    """The run's data set, refusing another one of the same name."""
+    recorded = run.facts["data"]
+    data = load(
+        args.data or recorded["source"], size=run.recipe.size, channels=run.recipe.channels, root=Path(args.data_root)
+    )
+    if args.data is None and data.fingerprint != recorded["fingerprint"]:
+        raise DataError(
+            f"{recorded['source']} has changed since the run was trained on it; name it with --data if meant"
+        )
+    return data
+
+
+def _untrained(run: exporting.TrainedRun, count: int, labels: np.ndarray | None) -> np.ndarray:
+    """Images of the same nets before any step: the bound that every training must beat."""
+    torch.manual_seed(run.facts["seed"] + 1)
+    generator = run.family.nets(run.recipe)["generator"]
+    exporting.recompute_statistics(generator, run.recipe)
+    return generate(generator.eval(), run.recipe, range(count), labels)
+
+
+def _export(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training export")
+    parser.add_argument("--run", required=True, help="the run's directory")
+    parser.add_argument("--name", required=True, help="the model's name, e.g. faces-32")
+    parser.add_argument("--models", default="models", help="the models' folder; a running server notices")
+    parser.add_argument("--version", type=int, help="default: the next free one")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    args = parser.parse_args(argv)
+    run = exporting.read_run(Path(args.run), args.checkpoint)
+    for folder in exporting.export_run(run, Path(args.models), args.name, version=args.version):
+        print(folder)
+    return 0
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise RecipeError(f"--family is {name!r}, must be one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _recipe(family: Family, args: argparse.Namespace) -> Recipe:
+    if args.recipe not in family.recipes:
+        raise RecipeError(f"--recipe is {args.recipe!r}, {family.name} has {', '.join(family.recipes)}")
+    recipe = family.recipes[args.recipe]
+    if args.objective:
+        recipe = with_objective(recipe, args.objective)
+    changes = Recipe.parse(args.set)
+    if args.kimg:
+        changes["total_kimg"] = args.kimg
+    if args.size:
+        changes["size"] = args.size
+    return recipe.replaced(**changes)
+
+
+def _channels(args: argparse.Namespace, family: Family) -> int:
+    return _recipe(family, args).channels
+
+
+def _fitted(recipe: Recipe, family: Family, data: ImageSet) -> Recipe:
+    """The recipe with what the data set decides."""
+    classes = len(data.classes) if family.conditional else 0
+    if family.conditional and not classes:
+        raise RecipeError(f"family {family.name} needs labelled images, {data.name} has no classes")
+    return recipe.replaced(classes=classes)
+
+
+def _evaluator(data: ImageSet, options: TrainOptions, directory: Path) -> Callable[[np.ndarray], Mapping[str, float]]:
+    from training.evaluation import Evaluator
+
+    return Evaluator(data.test, samples=options.evaluate_samples, cache=directory / "features")
+
+
+def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "family": family.name,
+        "recipe": recipe.to_json(),
+        "data": {"name": data.name, "source": args.data, "license": data.license, "fingerprint": data.fingerprint,
+                 "classes": list(data.classes), "train": len(data.train), "test": len(data.test)},
+        "seed": args.seed,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "commit": source_commit(),
+    }  # fmt: skip
+
+
+def _say_report(report: DataReport) -> None:
+    print(report, file=sys.stderr)
+
+
+def _guarded(name: str, command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    try:
+        return command(argv)
+    except EXPECTED as error:
+        print(f"python -m training {name}: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,297 @@
+"""A run's generator to `models/<name>/<version>/`: ONNX, parity, golden, manifest, card, samples.
+
+Export proves itself: each graph's answers in onnxruntime are held against torch's at batches of 1, 3 and 8, a graph
+with a Random* node or an operator of another domain is refused, and the folder is renamed into place last.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from PIL import Image
+from torch import nn
+
+from service.engine.latents import latents_from_seeds
+from service.manifest import Evaluation, Provenance, TensorSpec, resolve_dimension
+from service.package import GraphDraft, ManifestDraft, write_package
+from training import card, checkpoint
+from training.families import FAMILIES
+from training.family import ExportSpec, Family, GraphExport
+from training.recipe import Recipe
+from training.runlog import grid
+from training.trainer import generate
+
+OPSET = 20
+PARITY_BATCHES = (1, 3, 8)
+PARITY_SEEDS = 3
+GOLDEN_ROWS = 4
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of a float output between torch and onnxruntime, relative to the output's largest value."""
+FREE_SIDE = 32
+"""Side, px, that a symbolic height or width takes in the parity check."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class ExportError(Exception):
+    """The graph cannot be exported, or does not answer as torch does."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run read back: its EMA generator in inference mode, and where it came from."""
+
+    directory: Path
+    family: Family
+    recipe: Recipe
+    nets: nn.ModuleDict
+    facts: Mapping[str, Any]
+    images_seen: int
+    seconds: float
+    commit: str
+    digest: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order; () for an unconditional run."""
+        return tuple(self.facts["data"]["classes"]) if self.recipe.classes else ()
+
+    def sample(self, seeds: Sequence[int], labels: np.ndarray | None = None) -> np.ndarray:
+        """Images [N, H, W, C] uint8 of the EMA generator at truncation 1."""
+        return generate(self.nets["generator"], self.recipe, seeds, labels)
+
+
+def read_run(directory: Path, which: str = "last") -> TrainedRun:
+    """Read a run's `last` or `best` checkpoint, its generator being the moving average.
+
+    Raises:
+        checkpoint.CheckpointError: no run there, no such checkpoint, or an unknown family.
+    """
+    path, facts_path = directory / f"{which}.pt", directory / "recipe.json"
+    if not facts_path.is_file():
+        raise checkpoint.CheckpointError(f"{directory}: no run there (recipe.json is missing)")
+    facts = json.loads(facts_path.read_text())
+    state = checkpoint.load(path)
+    if state["family"] not in FAMILIES:
+        raise checkpoint.CheckpointError(f"{path}: family {state['family']!r} is none of {', '.join(FAMILIES)}")
+    family, recipe = FAMILIES[state["family"]], Recipe.from_json(state["recipe"])
+    nets = family.nets(recipe)
+    nets.load_state_dict(state["nets"])
+    nets["generator"].load_state_dict(state["ema"])
+    recompute_statistics(nets["generator"], recipe)
+    nets.eval().requires_grad_(False)
+    return TrainedRun(
+        directory, family, recipe, nets, facts, state["sampler"]["shown"], state["seconds"], state["commit"],
+        checkpoint.digest(path),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def recompute_statistics(generator: nn.Module, recipe: Recipe, batches: int = 64, rows: int = 64) -> None:
+    """Replace the batch norms' running statistics by those that averaged weights really produce, from fixed seeds."""
+    norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+        norm.train()
+    for index in range(batches):
+        seeds = range(2**31 + index * rows, 2**31 + (index + 1) * rows)
+        z = torch.from_numpy(latents_from_seeds(list(seeds), recipe.latent_dim))
+        generator(z, torch.arange(rows) % recipe.classes if recipe.classes else None)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def export_run(run: TrainedRun, root: Path, name: str, *, version: int | None = None) -> list[Path]:
+    """Export every model that the run's family provides; returns the folders, each whole when it appears.
+
+    Args:
+        run: from `read_run`.
+        root: the models' folder.
+        name: of the model; a family with several appends each one's suffix.
+        version: None takes the next free one.
+
+    Raises:
+        ExportError: a graph holds what it must not, or differs from torch.
+    """
+    evaluation = read_evaluation(run)
+    folders = []
+    for spec in run.family.exports(run.nets, run.recipe, run.classes):
+        model = f"{name}-{spec.suffix}" if spec.suffix else name
+        folders.append(_export(run, spec, root, model, version, evaluation))
+    return folders
+
+
+def read_evaluation(run: TrainedRun) -> Mapping[str, Any] | None:
+    """`evaluation.json` of the run when it judged just these weights, else None."""
+    path = run.directory / "evaluation.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found.get("checkpoint") == run.digest else None
+
+
+def _export(
+    run: TrainedRun, spec: ExportSpec, root: Path, name: str, version: int | None, evaluation: Mapping[str, Any] | None
+) -> Path:
+    graphs, golden, drafts = {}, {}, {}
+    for graph_name, graph in spec.graphs.items():
+        data = to_onnx(graph)
+        inputs, outputs = prove(graph, data, spec)
+        graphs[graph_name] = data
+        golden.update({f"{graph_name}/{key}": value for key, value in {**inputs, **outputs}.items()})
+        drafts[graph_name] = GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)
+    draft = ManifestDraft(
+        name=name, family=run.family.name, tasks=spec.tasks, graphs=drafts,
+        generate=spec.generate, translate=spec.translate, upscale=spec.upscale,
+        provenance=Provenance(
+            recipe=run.recipe.to_json(), dataset=run.facts["data"]["name"], images_seen=run.images_seen,
+            commit=run.commit, seed=run.facts["seed"],
+        ),
+        evaluation=tuple(Evaluation(**row) for row in (evaluation or {}).get("metrics", ())),
+        license=run.facts["data"]["license"], paper=run.family.paper,
+    )  # fmt: skip
+    text = card.render(name, run.facts, run.recipe, run.family.paper, run.images_seen, run.seconds, evaluation)
+    return write_package(
+        root, draft, graphs=graphs, golden=golden, arrays=dict(spec.arrays) or None, card=text,
+        samples_png=samples_png(run), version=version,
+    )  # fmt: skip
+
+
+def to_onnx(graph: GraphExport) -> bytes:
+    """Serialise a graph with dynamic dimensions where its specs name symbols."""
+    module = graph.module.eval()
+    example = _example(graph.inputs, rows=2, first_seed=0, classes=2)
+    symbols = {s: torch.export.Dim.DYNAMIC for spec in graph.inputs for s in spec.shape if isinstance(s, str)}
+    dynamic = tuple({axis: symbols[s] for axis, s in enumerate(t.shape) if isinstance(s, str)} for t in graph.inputs)
+    arguments = tuple(torch.from_numpy(example[tensor.name]) for tensor in graph.inputs)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module, arguments, dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=[t.name for t in graph.inputs], output_names=[t.name for t in graph.outputs],
+            dynamic_shapes=(dynamic,) if _takes_varargs(module) else dynamic,
+        )  # fmt: skip
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing")
+    return _cleaned(program.model_proto)
+
+
+def _takes_varargs(module: nn.Module) -> bool:
+    import inspect
+
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+
+
+def _cleaned(model: onnx.ModelProto) -> bytes:
+    """Check what the graph is made of; drop the exporter's notes, which hold source paths of the training machine."""
+    check_operators(model)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()  # type: ignore[no-any-return]
+
+
+def check_operators(model: onnx.ModelProto) -> None:
+    """Refuse randomness inside the graph and operators that a plain onnxruntime lacks.
+
+    Raises:
+        ExportError: naming the node.
+    """
+    for node in model.graph.node:
+        if node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
+            raise ExportError(f"node {node.name!r} is {node.op_type}: randomness must enter as an input")
+        if node.domain not in ("", "ai.onnx"):
+            raise ExportError(f"node {node.name!r} is of domain {node.domain!r}: only standard operators are served")
+    if model.functions:
+        raise ExportError(f"the graph holds functions ({model.functions[0].name}): they must be inlined")
+
+
+def prove(graph: GraphExport, data: bytes, spec: ExportSpec) -> tuple[Arrays, Arrays]:
+    """Hold onnxruntime's answers against torch's at every parity batch and seed; returns the golden rows.
+
+    Raises:
+        ExportError: an output's shape, type or values differ: images by more than one level, or on more than one value
+            in 10,000; floats by more than FLOAT_TOLERANCE.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    classes = len(spec.generate.labels) if spec.generate is not None and spec.generate.labels else 1
+    for rows in PARITY_BATCHES:
+        for seed in range(PARITY_SEEDS):
+            _compare(graph, session, _example(graph.inputs, rows, 100 * seed, classes), rows)
+    golden = _example(graph.inputs, GOLDEN_ROWS, 0, classes)
+    names = [t.name for t in graph.outputs]
+    return golden, dict(zip(names, session.run(names, golden), strict=True))
+
+
+def _compare(graph: GraphExport, session: onnxruntime.InferenceSession, inputs: Arrays, rows: int) -> None:
+    with torch.no_grad():
+        answer = graph.module(*(torch.from_numpy(inputs[t.name]) for t in graph.inputs))
+    expected = [answer] if isinstance(answer, torch.Tensor) else list(answer)
+    found = session.run([t.name for t in graph.outputs], inputs)
+    for spec, want, got in zip(graph.outputs, expected, found, strict=True):
+        reference = want.numpy()
+        if got.shape != reference.shape or got.dtype != reference.dtype or str(got.dtype) != spec.dtype:
+            raise ExportError(
+                f"output {spec.name!r} at batch {rows}: onnxruntime answers {got.dtype} {got.shape}, "
+                f"torch {reference.dtype} {reference.shape}, the spec says {spec.dtype}"
+            )
+        apart = np.abs(got.astype(np.float64) - reference.astype(np.float64))
+        if spec.dtype == "uint8":
+            if apart.max() > 1 or np.mean(apart > 0) > 1e-4 + 1 / apart.size:
+                raise ExportError(f"output {spec.name!r} at batch {rows} differs from torch by up to {apart.max():.0f}")
+        elif apart.max() > FLOAT_TOLERANCE * max(float(np.abs(reference).max()), 1.0):
+            raise ExportError(f"output {spec.name!r} at batch {rows} differs from torch by up to {apart.max():.2g}")
+
+
+def _example(inputs: Sequence[TensorSpec], rows: int, first_seed: int, classes: int) -> Arrays:
+    """Inputs that a server could send: latents of seeds, labels in turn, noise images."""
+    random = np.random.RandomState(first_seed)
+    values: Arrays = {}
+    for spec in inputs:
+        symbols = {d.split("*")[-1]: FREE_SIDE for d in spec.shape if isinstance(d, str)} | {"batch": rows}
+        shape = tuple(resolve_dimension(dimension, symbols) for dimension in spec.shape)
+        if spec.kind == "label":
+            values[spec.name] = np.arange(rows, dtype=np.int64) % classes
+        elif spec.dtype == "uint8":
+            values[spec.name] = random.randint(0, 256, shape).astype(np.uint8)
+        elif spec.kind == "latent" and len(shape) == 2:
+            values[spec.name] = latents_from_seeds(range(first_seed, first_seed + rows), shape[1])
+        else:
+            values[spec.name] = random.randn(*shape).astype(np.float32)
+    return values
+
+
+def samples_png(run: TrainedRun, columns: int = 10, rows: int = 8) -> bytes:
+    """The grid shown on the card: seeds from 0 on, unselected; a conditional model has one row per class."""
+    labels = None
+    if run.recipe.classes:
+        rows = min(run.recipe.classes, 20)
+        labels = np.repeat(np.arange(rows, dtype=np.int64), columns)
+    sheet = grid(run.sample(range(rows * columns), labels), columns)
+    picture = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
+    zoom = max(1, 640 // picture.width)
+    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    data = io.BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    return data.getvalue()

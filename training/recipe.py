@@ -1,0 +1,205 @@
+"""A family's hyperparameters as frozen data: units in the names, a reason beside each default.
+
+Time is counted in kimg (a thousand real images shown), so that a batch size can change without changing the schedule.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+Objective = Literal[
+    "minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "wasserstein_gp", "relativistic"
+]
+
+
+class RecipeError(ValueError):
+    """A recipe's field is unknown, of the wrong type, or does not go with another."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run of one family is made of. Sizes in pixels, learning rates per optimiser step."""
+
+    name: str = "modern"
+    """`paper` as published, `modern` what we would use today."""
+    size: int = 32
+    """Side of the square images, px. Set from the command line or the data set."""
+    channels: int = 3
+    """1 grey, 3 RGB."""
+    classes: int = 0
+    """Number of classes; 0 is unconditional. Set from the data set."""
+
+    latent_dim: int = 64
+    """Length of z. 64 is plenty below 64 px; a longer one costs nothing but is harder to explore."""
+    architecture: str = "conv"
+    """Which nets the family builds, where it has several (`conv`, `mlp`)."""
+    generator_width: int = 48
+    """Channels at the highest resolution (units of the first hidden layer for an MLP); doubles with every halving."""
+    discriminator_width: int = 48
+    """As `generator_width`. About equal: a much stronger discriminator only needs a larger penalty."""
+    max_channels: int = 256
+    """Upper bound on the doubling: the low resolutions hold most parameters, little of the detail."""
+    generator_norm: Literal["batch", "none"] = "batch"
+    """Batch norm speeds a shallow generator up by far; at export its statistics are constants."""
+    discriminator_norm: Literal["batch", "none"] = "none"
+    """Batch norm in D makes rows depend on each other, which gradient penalties do not allow."""
+    minibatch_stddev: bool = True
+    """Let D see how varied its batch is (arXiv:1710.10196): the cheapest remedy for collapse."""
+    dropout: float = 0.0
+    """Of D's hidden units; the remedy of 2014, superseded by penalties."""
+    weight_std: float = 0.0
+    """Initialise weights from N(0, std); 0 keeps torch's defaults. DCGAN's paper: 0.02."""
+
+    objective: Objective = "non_saturating"
+    """The adversarial loss; see losses.py."""
+    r1_gamma: float = 0.0
+    """Weight of the squared gradient norm at real images (arXiv:1801.04406). Raise it when D wins; 0.01 to 1."""
+    r2_gamma: float = 0.0
+    """The same at generated images. The relativistic objective needs both (arXiv:2501.05441)."""
+    gp_lambda: float = 0.0
+    """WGAN-GP's weight on (|grad| - 1)^2 between real and generated images; the paper: 10."""
+    penalty_every: int = 4
+    """Penalties every n iterations with n times the weight: a third of the time saved, same result (StyleGAN2)."""
+    clip: float = 0.0
+    """Clamp D's weights to +-clip after each of its steps (the first WGAN); 0 is off."""
+    discriminator_steps: int = 1
+    """D's steps to one of G. Wasserstein critics want more."""
+    label_smoothing: float = 0.0
+    """Real target 1 - this, for minimax and non-saturating (arXiv:1606.03498)."""
+
+    optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
+    learning_rate: float = 2e-4
+    """Of G; of D too unless `discriminator_learning_rate` is set."""
+    discriminator_learning_rate: float = 0.0
+    """0 means `learning_rate`."""
+    beta1: float = 0.0
+    """Momentum; 0 with penalties, 0.5 in DCGAN's paper. For sgd: its momentum."""
+    beta2: float = 0.99
+    """0.99 rather than 0.999: the target moves."""
+    decay_from: float = 0.5
+    """Fraction of the run after which learning rates fall linearly to `decay_to` of their value; 1 is never."""
+    decay_to: float = 0.05
+
+    batch_size: int = 64
+    """Images of one optimiser step. 64 keeps two cores busy; larger gains little at 32 px."""
+    microbatch: int = 0
+    """Images of one forward pass; smaller than `batch_size` accumulates gradients. 0: the whole batch."""
+    total_kimg: float = 1000.0
+    """Length of the run."""
+    ema_kimg: float = 10.0
+    """Half-life of the generator's moving average. Longer is smoother and lags more."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this fraction of the images seen, so early averages are not stuck at the start."""
+    mirror: bool = False
+    """Flip images left to right at random. Right for faces and landscapes, wrong for digits and letters."""
+    augment: str = ""
+    """DiffAugment policy, e.g. `color,translation,cutout` (arXiv:2006.10738); for fewer than ~10,000 images."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 autocast for the nets' bodies; logits and penalties stay in fp32."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Where this recipe departs from its source, for the card."""
+
+    def replaced(self, **changes: Any) -> Self:
+        """This recipe with some fields changed.
+
+        Raises:
+            RecipeError: naming the unknown field and the nearest known ones, or the wrong type.
+        """
+        kinds = typing.get_type_hints(type(self))
+        for name, value in changes.items():
+            if name not in kinds:
+                import difflib
+
+                near = difflib.get_close_matches(name, kinds, n=3)
+                raise RecipeError(
+                    f"recipe has no field {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+                )
+            _check_type(name, value, kinds[name])
+        recipe = dataclasses.replace(self, **changes)
+        recipe.validate()
+        return recipe
+
+    def validate(self) -> None:
+        """Refuse values that cannot train.
+
+        Raises:
+            RecipeError: naming the field and what would be right.
+        """
+        for name in ("size", "channels", "latent_dim", "generator_width", "discriminator_width", "batch_size"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.channels not in (1, 3):
+            raise RecipeError(f"channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        for name in ("total_kimg", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be above 0")
+        for name in ("penalty_every", "discriminator_steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout is {self.dropout}, must be in [0, 1)")
+        penalised = self.r1_gamma or self.r2_gamma or self.gp_lambda
+        if penalised and self.discriminator_norm == "batch":
+            raise RecipeError(
+                "discriminator_norm is 'batch' beside a gradient penalty, which needs independent rows: use 'none'"
+            )
+        if self.microbatch and self.batch_size % self.microbatch:
+            raise RecipeError(f"microbatch is {self.microbatch}, must divide batch_size {self.batch_size}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for recipe.json, checkpoints and the manifest."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls().replaced(**data)
+
+    @classmethod
+    def parse(cls, assignments: typing.Sequence[str]) -> dict[str, Any]:
+        """`["r1_gamma=0.1", "mirror=true"]` as typed changes for `replaced`.
+
+        Raises:
+            RecipeError: an assignment without `=`, an unknown field or an unreadable value.
+        """
+        kinds = typing.get_type_hints(cls)
+        changes: dict[str, Any] = {}
+        for text in assignments:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise RecipeError(f"{text!r}: write FIELD=VALUE, e.g. r1_gamma=0.1")
+            kind = kinds.get(name, str)
+            changes[name] = _parse_value(name, value, kind)
+        return changes
+
+
+def _parse_value(name: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in words:
+            raise RecipeError(f"{name} is {text!r}, must be true or false")
+        return words[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise RecipeError(
+                f"{name} is {text!r}, must be {'a whole number' if kind is int else 'a number'}"
+            ) from None
+    return text
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise RecipeError(f"{name} is {value!r}, must be one of {', '.join(map(str, typing.get_args(kind)))}")
+        return
+    if origin in (Mapping, typing.get_origin(Mapping[str, str]), types.MappingProxyType):
+        kind = Mapping
+    wanted: Any = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise RecipeError(f"{name} is {value!r}, must be of type {getattr(kind, '__name__', kind)}")

@@ -1,0 +1,327 @@
+"""The training loop: phases, accumulation, precision, moving average, schedule, checkpoints. Names no family."""
+
+import copy
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from service.engine.latents import latents_from_seeds
+from training import checkpoint
+from training.augment import augmentation
+from training.family import Batch, Family, Phase
+from training.layers import from_pixels, to_pixels
+from training.recipe import Recipe, RecipeError
+from training.runlog import Event, RunLog
+from training.sampler import Sampler
+
+Evaluate = Callable[[np.ndarray], Mapping[str, float]]
+
+
+class Monitor(Protocol):
+    """The seam between the loop and what watches it, one failure mode each."""
+
+    def observe(self, kimg: float, stats: Mapping[str, float]) -> Sequence[Event]:
+        """Told the mean of every named scalar since the last call; answers what is wrong, usually nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What concerns one run and not the method.
+
+    Args:
+        seed: of initial weights, data order, latents and dropout.
+        tick_kimg: between progress lines and rows of stats.jsonl.
+        snapshot_kimg: between checkpoints and sample grids.
+        evaluate_kimg: between evaluations; they cost about a minute each on one core.
+        evaluate_samples: generated images an evaluation sees.
+        best_by: the figure whose lowest value marks the checkpoint `best.pt`.
+        stop_after_s: end early (with a checkpoint) after so many seconds; 0 is never.
+    """
+
+    seed: int = 0
+    tick_kimg: float = 5.0
+    snapshot_kimg: float = 50.0
+    evaluate_kimg: float = 100.0
+    evaluate_samples: int = 2000
+    best_by: str = "kid_lite0"
+    stop_after_s: float = 0.0
+
+
+class Trainer:
+    """Trains one family by one recipe on one data set.
+
+    Args:
+        family: nets, phases and loss.
+        recipe: already filled in from the data set (size, channels, classes).
+        images: [N, H, W, C] uint8 training images, H = W = recipe.size.
+        labels: [N] int64, or None.
+        log: the run's directory.
+        options: see TrainOptions.
+        evaluate: generated images [M, H, W, C] uint8 -> figures; None trains without.
+        monitors: told every row of stats; see Monitor.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        recipe: Recipe,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        log: RunLog,
+        options: TrainOptions,
+        *,
+        evaluate: Evaluate | None = None,
+        monitors: Sequence[Monitor] = (),
+        device: str = "cpu",
+    ) -> None:
+        _check_data(family, recipe, images, labels)
+        self.family, self.recipe, self.options, self.log = family, recipe, options, log
+        self.evaluate, self.monitors, self.device = evaluate, monitors, torch.device(device)
+        self.images, self.labels = images, labels
+        np.random.seed(options.seed % 2**32)
+        torch.manual_seed(options.seed)
+        self.nets = family.nets(recipe).to(self.device)
+        self.ema = copy.deepcopy(self.nets["generator"]).eval().requires_grad_(False)
+        self.optimisers = {name: _optimiser(name, net, recipe) for name, net in self.nets.items()}
+        self.phases = family.phases(recipe)
+        self.sampler = Sampler(len(images), recipe.batch_size, options.seed)
+        self.augment = augmentation(recipe.augment)
+        self.iteration, self.best, self.seconds = 0, float("inf"), 0.0
+
+    @property
+    def kimg(self) -> float:
+        """Real images shown, in thousands."""
+        return self.sampler.shown / 1000
+
+    def train(self) -> None:
+        """Run to the recipe's end (or `stop_after_s`), leaving `last.pt` and, when evaluated, `best.pt`."""
+        started, spent = time.monotonic(), self.seconds
+        due = {"tick": self.kimg, "snapshot": self.kimg, "evaluate": self.kimg + self.options.evaluate_kimg}
+        sums: dict[str, list[float]] = {}
+        while self.kimg < self.recipe.total_kimg:
+            stats = self.step()
+            self.seconds = spent + time.monotonic() - started
+            for name, value in stats.items():
+                sums.setdefault(name, []).append(value)
+            out_of_time = 0 < self.options.stop_after_s <= time.monotonic() - started
+            last = self.kimg >= self.recipe.total_kimg or out_of_time
+            if self.kimg >= due["tick"] or last:
+                due["tick"] = self.kimg + self.options.tick_kimg
+                self._tick({name: float(np.mean(values)) for name, values in sums.items()})
+                sums = {}
+            if self.kimg >= due["snapshot"] or last:
+                due["snapshot"] = self.kimg + self.options.snapshot_kimg
+                self.log.samples(self.kimg, self.sample(range(64), _grid_labels(self.recipe, 64)))
+                checkpoint.save(self.log.directory / "last.pt", self.state())
+            if self.evaluate is not None and (self.kimg >= due["evaluate"] or last):
+                due["evaluate"] = self.kimg + self.options.evaluate_kimg
+                self._evaluate(self.evaluate)
+            if out_of_time:
+                break
+
+    def step(self) -> dict[str, float]:
+        """One iteration: every phase whose turn it is, then the moving average. Returns the named scalars."""
+        indices = self.sampler.next()
+        real = from_pixels(torch.from_numpy(self.images[indices.numpy()])).to(self.device)
+        if self.recipe.mirror:
+            flip = torch.rand(len(real), 1, 1, 1) < 0.5
+            real = torch.where(flip.to(self.device), real.flip(3), real)
+        labels = None
+        if self.labels is not None and self.recipe.classes:
+            labels = torch.from_numpy(self.labels[indices.numpy()]).to(self.device)
+        self._schedule()
+        stats: dict[str, float] = {}
+        for phase in self.phases:
+            if self.iteration % phase.every == 0:
+                stats.update(self._phase(phase, real, labels))
+        self._average()
+        self.iteration += 1
+        return stats
+
+    def _phase(self, phase: Phase, real: Tensor, labels: Tensor | None) -> dict[str, float]:
+        for name, net in self.nets.items():
+            net.requires_grad_(name in phase.trains)
+        size = self.recipe.microbatch or len(real)
+        chunks = len(real) // size
+        stats: dict[str, float] = {}
+        for start in range(0, len(real), size):
+            rows = slice(start, start + size)
+            z = torch.randn(size, self.recipe.latent_dim).to(self.device)
+            batch = Batch(real[rows], z, None if labels is None else labels[rows], self.augment)
+            bf16 = self.recipe.precision == "bf16" and phase.autocast
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                losses = self.family.loss(phase.name, self.nets, batch, self.recipe)
+            total = torch.stack([term.float() for term in losses.terms.values()]).sum()
+            (total / chunks).backward()
+            for name, value in {**losses.terms, **losses.stats}.items():
+                key = f"loss_{name}" if name in losses.terms else name
+                stats[key] = stats.get(key, 0.0) + float(value.detach()) / chunks
+        if phase.step:
+            for name in phase.trains:
+                stats[f"gradient_{name}"] = _gradient_norm(self.nets[name])
+                # A step on a non-finite gradient would ruin the weights for good; the monitors count the omissions.
+                if np.isfinite(stats[f"gradient_{name}"]):
+                    self.optimisers[name].step()
+                self.optimisers[name].zero_grad(set_to_none=True)
+                if self.recipe.clip and name == "discriminator":
+                    _clip(self.nets[name], self.recipe.clip)
+        return stats
+
+    def _schedule(self) -> None:
+        done = self.kimg / self.recipe.total_kimg
+        start = self.recipe.decay_from
+        scale = 1.0
+        if done > start:
+            scale = 1 + (self.recipe.decay_to - 1) * min((done - start) / max(1 - start, 1e-9), 1.0)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        half_life = min(self.recipe.ema_kimg, self.kimg * self.recipe.ema_rampup) * 1000
+        keep = 0.5 ** (self.recipe.batch_size / half_life) if half_life > 0 else 0.0
+        source = self.nets["generator"]
+        for mean, now in zip(self.ema.parameters(), source.parameters(), strict=True):
+            mean.lerp_(now, 1 - keep)
+        for held, current in zip(self.ema.buffers(), source.buffers(), strict=True):
+            if held.dtype.is_floating_point:
+                # Batch statistics follow the weights that they belong to.
+                held.lerp_(current, 1 - keep)
+            else:
+                held.copy_(current)
+
+    @torch.inference_mode()
+    def sample(self, seeds: Sequence[int], labels: np.ndarray | None, batch: int = 64) -> np.ndarray:
+        """The EMA generator's images of `seeds` at truncation 1, [N, H, W, C] uint8: what the server would answer."""
+        return generate(self.ema, self.recipe, seeds, labels, batch)
+
+    def _tick(self, stats: Mapping[str, float]) -> None:
+        self.log.stats(self.kimg, {**stats, "seconds": self.seconds})
+        shown = {name: value for name, value in stats.items() if name.startswith("loss_") or name == "pair_accuracy"}
+        self.log.progress(self.kimg, self.recipe.total_kimg, shown)
+        for monitor in self.monitors:
+            for event in monitor.observe(self.kimg, stats):
+                self.log.event(self.kimg, event)
+
+    def _evaluate(self, evaluate: Evaluate) -> None:
+        count = self.options.evaluate_samples
+        labels = None
+        if self.recipe.classes:
+            labels = np.arange(count, dtype=np.int64) % self.recipe.classes
+        figures = evaluate(self.sample(range(count), labels))
+        self.log.stats(self.kimg, figures, kind="evaluation")
+        self.log.say(f"{self.kimg:8.1f} kimg  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if figures[self.options.best_by] < self.best:
+            self.best = figures[self.options.best_by]
+            checkpoint.save(self.log.directory / "best.pt", self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if nothing had happened."""
+        return {
+            "family": self.family.name,
+            "recipe": self.recipe.to_json(),
+            "seed": self.options.seed,
+            "nets": self.nets.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "sampler": self.sampler.state(),
+            "random": checkpoint.random_state(),
+            "iteration": self.iteration,
+            "best": self.best,
+            "seconds": self.seconds,
+            "commit": source_commit(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of the same family and nets.
+
+        Raises:
+            checkpoint.CheckpointError: it belongs to another family, seed, data set or to other nets.
+        """
+        if state["family"] != self.family.name:
+            raise checkpoint.CheckpointError(f"checkpoint of family {state['family']!r}, not {self.family.name!r}")
+        try:
+            self.nets.load_state_dict(state["nets"])
+            self.ema.load_state_dict(state["ema"])
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(state["optimisers"][name])
+            self.sampler.restore(state["sampler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+        checkpoint.restore_random_state(state["random"])
+        self.iteration, self.best, self.seconds = state["iteration"], state["best"], state["seconds"]
+        self.log.resume(self.kimg)
+
+
+@torch.inference_mode()
+def generate(
+    generator: nn.Module, recipe: Recipe, seeds: Sequence[int], labels: np.ndarray | None, batch: int = 64
+) -> np.ndarray:
+    """Images [N, H, W, C] uint8 of `seeds` (and labels [N] int64), with the server's latents, in inference mode."""
+    z = torch.from_numpy(latents_from_seeds(list(seeds), recipe.latent_dim))
+    y = None if labels is None or not recipe.classes else torch.from_numpy(labels)
+    device = next(generator.parameters()).device
+    parts = []
+    for start in range(0, len(z), batch):
+        rows = slice(start, start + batch)
+        label = None if y is None else y[rows].to(device)
+        parts.append(to_pixels(generator(z[rows].to(device), label)).cpu())
+    return torch.cat(parts).contiguous().numpy()
+
+
+def _grid_labels(recipe: Recipe, count: int) -> np.ndarray | None:
+    return np.arange(count, dtype=np.int64) % recipe.classes if recipe.classes else None
+
+
+def _optimiser(name: str, net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    rate = recipe.learning_rate
+    if name == "discriminator" and recipe.discriminator_learning_rate:
+        rate = recipe.discriminator_learning_rate
+    group = [{"params": list(net.parameters()), "lr": rate, "initial_lr": rate}]
+    if recipe.optimiser == "adam":
+        # Both betas as floats: torch refuses a mixture with an int.
+        return torch.optim.Adam(group, lr=rate, betas=(float(recipe.beta1), float(recipe.beta2)), eps=1e-8)
+    if recipe.optimiser == "rmsprop":
+        return torch.optim.RMSprop(group, lr=rate)
+    return torch.optim.SGD(group, lr=rate, momentum=recipe.beta1)
+
+
+def _gradient_norm(net: nn.Module) -> float:
+    norms = [p.grad.norm() for p in net.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+@torch.no_grad()
+def _clip(net: nn.Module, bound: float) -> None:
+    for parameter in net.parameters():
+        parameter.clamp_(-bound, bound)
+
+
+def _check_data(family: Family, recipe: Recipe, images: np.ndarray, labels: np.ndarray | None) -> None:
+    recipe.validate()
+    expected = (recipe.size, recipe.size, recipe.channels)
+    if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
+        raise RecipeError(f"images are {images.shape} {images.dtype}, the recipe expects [N, {expected}] uint8")
+    if family.conditional and (labels is None or recipe.classes < 1):
+        raise RecipeError(f"family {family.name} needs labelled images: a folder per class, or a labelled set")
+    if recipe.classes and labels is not None and (labels.min() < 0 or labels.max() >= recipe.classes):
+        raise RecipeError(f"labels lie in {labels.min()}..{labels.max()}, the recipe has {recipe.classes} classes")
+
+
+def source_commit() -> str:
+    """The commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
