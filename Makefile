@@ -63,7 +63,7 @@ train: $(VENV)/.dev ## train a model: MODEL=fashion-28 FAMILY=cgan DATA=fashion-
 	$(BIN)/python -m training train --family $(FAMILY) --data $(DATA) --run runs/$(MODEL) $(ARGS)
 
 export: $(VENV)/.dev ## export a run into models/: RUN=runs/NAME MODEL=NAME [ARGS=...]
-	$(BIN)/python -m training export $(RUN) --name $(MODEL) $(ARGS)
+	$(BIN)/python -m training export --run $(RUN) --name $(MODEL) $(ARGS)
 
 # --- containers -------------------------------------------------------------------------------------------------------
 

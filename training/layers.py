@@ -63,11 +63,11 @@ class Maxout(nn.Module):
     def __init__(self, inputs: int, outputs: int, pieces: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs * pieces)
-        self.pieces = pieces
+        self.units, self.pieces = outputs, pieces
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        values: Tensor = self.linear(x).unflatten(1, (-1, self.pieces))
+        values: Tensor = self.linear(x).view(-1, self.units, self.pieces)
         return values.amax(dim=2)
 
 

@@ -37,7 +37,7 @@ class PerceptronGenerator(nn.Module):
         label = F.one_hot(labels, self.classes).to(z.dtype)
         hidden = torch.cat([F.relu(self.from_latent(z)), F.relu(self.from_label(label))], dim=1)
         pixels: Tensor = self.to_image(F.relu(self.joint(hidden)))
-        return torch.tanh(pixels).unflatten(1, self.shape)
+        return torch.tanh(pixels).view(-1, *self.shape)
 
 
 class PerceptronDiscriminator(nn.Module):

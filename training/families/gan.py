@@ -41,7 +41,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class."""
         pixels: Tensor = self.body(z)
-        return torch.tanh(pixels).unflatten(1, self.shape)
+        return torch.tanh(pixels).view(-1, *self.shape)
 
 
 class BatchSpread(nn.Module):
