@@ -176,6 +176,7 @@ def unknown_variables() -> dict[str, str | None]:
 
     A misspelt variable would otherwise be ignored in silence.
     """
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
-    strangers = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
-    return {name: next(iter(difflib.get_close_matches(name.upper(), known, n=1)), None) for name in strangers}
+    given = {name: name.upper().removeprefix(PREFIX) for name in os.environ if name.upper().startswith(PREFIX)}
+    known = [name.upper() for name in Settings.model_fields]
+    near = {name: difflib.get_close_matches(field, known, n=1) for name, field in given.items() if field not in known}
+    return {name: PREFIX + fields[0] if fields else None for name, fields in near.items()}
