@@ -100,6 +100,8 @@ def with_objective(recipe: Recipe, name: str) -> Recipe:
     Raises:
         RecipeError: unknown objective.
     """
+    if name == recipe.objective:
+        return recipe
     changes = dict(OBJECTIVES[name].changes) if name in OBJECTIVES else {}
     return recipe.replaced(objective=name, **changes)
 
