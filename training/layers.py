@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from service.manifest import GenerateSpec, Task, TensorSpec
 from training.family import ExportSpec, GraphExport
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError
 
 
 class MinibatchStddev(nn.Module):
@@ -54,7 +54,8 @@ class ClassBatchNorm(nn.Module):
         normed: Tensor = self.norm(x)
         if self.scale is None or self.shift is None:
             return normed
-        return normed * self.scale(labels)[:, :, None, None] + self.shift(labels)[:, :, None, None]
+        scaled: Tensor = normed * self.scale(labels)[:, :, None, None] + self.shift(labels)[:, :, None, None]
+        return scaled
 
 
 class Maxout(nn.Module):
@@ -67,8 +68,8 @@ class Maxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        values: Tensor = self.linear(x).view(-1, self.units, self.pieces)
-        return values.amax(dim=2)
+        values: Tensor = self.linear(x)
+        return values.view(-1, self.units, self.pieces).amax(dim=2)
 
 
 class ToPixels(nn.Module):
@@ -114,13 +115,13 @@ def octaves(size: int) -> tuple[int, int]:
     """`size` as (start, doublings) with 4 <= start <= 7: 28 is (7, 2), 32 and 64 are (4, 3) and (4, 4).
 
     Raises:
-        ValueError: no such split exists.
+        RecipeError: no such split exists.
     """
     start, doublings = size, 0
     while start >= 8 and start % 2 == 0:
         start, doublings = start // 2, doublings + 1
     if not 4 <= start <= 7 or doublings < 1:
-        raise ValueError(f"size is {size}, must be 4 to 7 px doubled at least once: 28, 32, 48, 64, 96, 128, ...")
+        raise RecipeError(f"size is {size}, must be 4 to 7 px doubled at least once: 28, 32, 48, 64, 96, 128, ...")
     return start, doublings
 
 
