@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +94,8 @@ class Trainer:
         self.phases = family.phases(recipe)
         self.sampler = Sampler(len(images), recipe.batch_size, options.seed)
         self.augment = augmentation(recipe.augment)
+        # Asked once: the tree may change while this process goes on running what it has loaded.
+        self.commit = source_commit()
         self.iteration, self.best, self.seconds = 0, float("inf"), 0.0
 
     @property
@@ -166,7 +169,7 @@ class Trainer:
         if phase.step:
             for name in phase.trains:
                 stats[f"gradient_{name}"] = _gradient_norm(self.nets[name])
-                # A step on a non-finite gradient would ruin the weights for good; the monitors count the omissions.
+                # A step on a non-finite gradient would ruin the weights for good; the monitors tell of the omission.
                 if np.isfinite(stats[f"gradient_{name}"]):
                     self.optimisers[name].step()
                 self.optimisers[name].zero_grad(set_to_none=True)
@@ -178,7 +181,7 @@ class Trainer:
         done = self.kimg / self.recipe.total_kimg
         start = self.recipe.decay_from
         scale = 1.0
-        if done > start:
+        if start < 1 and done > start:
             scale = 1 + (self.recipe.decay_to - 1) * min((done - start) / max(1 - start, 1e-9), 1.0)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
@@ -220,8 +223,10 @@ class Trainer:
         self.log.stats(self.kimg, figures, kind="evaluation")
         self.log.say(f"{self.kimg:8.1f} kimg  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         if figures[self.options.best_by] < self.best:
-            self.best = figures[self.options.best_by]
-            checkpoint.save(self.log.directory / "best.pt", self.state())
+            self.best = float(figures[self.options.best_by])
+            # Both: a `last.pt` that did not know of the best would let a resumed run overwrite it by a worse one.
+            for name in ("best.pt", "last.pt"):
+                checkpoint.save(self.log.directory / name, self.state())
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if nothing had happened."""
@@ -237,7 +242,7 @@ class Trainer:
             "iteration": self.iteration,
             "best": self.best,
             "seconds": self.seconds,
-            "commit": source_commit(),
+            "commit": self.commit,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -248,17 +253,26 @@ class Trainer:
         """
         if state["family"] != self.family.name:
             raise checkpoint.CheckpointError(f"checkpoint of family {state['family']!r}, not {self.family.name!r}")
+        then, now = state["recipe"], self.recipe.to_json()
+        if then["optimiser"] != now["optimiser"]:
+            raise checkpoint.CheckpointError(f"optimiser was {then['optimiser']!r}, cannot become {now['optimiser']!r}")
         try:
             self.nets.load_state_dict(state["nets"])
             self.ema.load_state_dict(state["ema"])
             for name, optimiser in self.optimisers.items():
+                settings = [{k: v for k, v in group.items() if k != "params"} for group in optimiser.param_groups]
                 optimiser.load_state_dict(state["optimisers"][name])
+                # Moments come from the checkpoint, rates from the recipe: else a changed one would be ignored.
+                for group, own in zip(optimiser.param_groups, settings, strict=True):
+                    group.update(own)
             self.sampler.restore(state["sampler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         checkpoint.restore_random_state(state["random"])
         self.iteration, self.best, self.seconds = state["iteration"], state["best"], state["seconds"]
         self.log.resume(self.kimg)
+        if changed := [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]:
+            self.log.say(f"resumed with another recipe: {', '.join(changed)}")
 
 
 @torch.inference_mode()
@@ -307,12 +321,20 @@ def _clip(net: nn.Module, bound: float) -> None:
 
 def _check_data(family: Family, recipe: Recipe, images: np.ndarray, labels: np.ndarray | None) -> None:
     recipe.validate()
-    expected = (recipe.size, recipe.size, recipe.channels)
-    if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
-        raise RecipeError(f"images are {images.shape} {images.dtype}, the recipe expects [N, {expected}] uint8")
-    if family.conditional and (labels is None or recipe.classes < 1):
+    side, channels = recipe.size, recipe.channels
+    if images.ndim != 4 or images.shape[1:] != (side, side, channels) or images.dtype != np.uint8:
+        raise RecipeError(
+            f"images are {list(images.shape)} {images.dtype}, the recipe expects [N, {side}, {side}, {channels}] uint8"
+        )
+    if not len(images):
+        raise RecipeError("images are none at all: nothing to train on")
+    if (family.conditional or recipe.classes) and (labels is None or recipe.classes < 1):
         raise RecipeError(f"family {family.name} needs labelled images: a folder per class, or a labelled set")
-    if recipe.classes and labels is not None and (labels.min() < 0 or labels.max() >= recipe.classes):
+    if not recipe.classes or labels is None:
+        return
+    if labels.shape != (len(images),) or labels.dtype != np.int64:
+        raise RecipeError(f"labels are {list(labels.shape)} {labels.dtype}, must be [{len(images)}] int64")
+    if labels.min() < 0 or labels.max() >= recipe.classes:
         raise RecipeError(f"labels lie in {labels.min()}..{labels.max()}, the recipe has {recipe.classes} classes")
 
 
@@ -320,8 +342,9 @@ def source_commit() -> str:
     """The commit of the source tree, with `-dirty` when it has changes; `unknown` outside a checkout."""
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
-        )
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
