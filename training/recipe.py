@@ -133,14 +133,23 @@ class Recipe:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.channels not in (1, 3):
             raise RecipeError(f"channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
+                raise RecipeError(f"{name} is {value}, must be a finite number of at least 0")
         for name in ("total_kimg", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be above 0")
         for name in ("penalty_every", "discriminator_steps"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout is {self.dropout}, must be in [0, 1)")
+        for name in ("dropout", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1)")
+        for name in ("decay_from", "decay_to"):
+            if getattr(self, name) > 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
+        if self.label_smoothing and self.objective not in ("minimax", "non_saturating"):
+            raise RecipeError(f"label_smoothing goes with minimax and non_saturating, objective is {self.objective!r}")
         penalised = self.r1_gamma or self.r2_gamma or self.gp_lambda
         if penalised and self.discriminator_norm == "batch":
             raise RecipeError(
@@ -148,6 +157,15 @@ class Recipe:
             )
         if self.microbatch and self.batch_size % self.microbatch:
             raise RecipeError(f"microbatch is {self.microbatch}, must divide batch_size {self.batch_size}")
+
+    def one_architecture_of(self, *known: str) -> None:
+        """Refuse an `architecture` that the family does not build.
+
+        Raises:
+            RecipeError: naming those that it does.
+        """
+        if self.architecture not in known:
+            raise RecipeError(f"architecture is {self.architecture!r}, this family builds {', '.join(known)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for recipe.json, checkpoints and the manifest."""

@@ -64,6 +64,7 @@ class PerceptronDiscriminator(nn.Module):
 
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Both players in training mode: perceptrons for `architecture="mlp"`, else DCGAN's nets with classes."""
+    recipe.one_architecture_of("conv", "mlp")
     if recipe.architecture == "mlp":
         return nn.ModuleDict(
             {"generator": PerceptronGenerator(recipe), "discriminator": PerceptronDiscriminator(recipe)}

@@ -14,6 +14,7 @@ from training.recipe import Recipe
 
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Both players in training mode."""
+    recipe.one_architecture_of("conv")
     return nn.ModuleDict({"generator": ConvGenerator(recipe), "discriminator": ConvDiscriminator(recipe)})
 
 

@@ -84,6 +84,7 @@ class Discriminator(nn.Module):
 
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Both players in training mode."""
+    recipe.one_architecture_of("mlp", "paper")
     return nn.ModuleDict({"generator": Generator(recipe), "discriminator": Discriminator(recipe)})
 
 
