@@ -1,6 +1,7 @@
 """A run's directory: recipe.json, stats.jsonl, sample grids, TensorBoard events, and progress in the terminal."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -90,7 +91,9 @@ class RunLog:
 
     def stats(self, kimg: float, values: Mapping[str, float], *, kind: str = "train") -> None:
         """Append one row to stats.jsonl and TensorBoard."""
-        row = {"kimg": round(kimg, 3), "kind": kind, **{name: float(value) for name, value in values.items()}}
+        # JSON knows no NaN: what is not finite is null.
+        figures = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        row = {"kimg": round(kimg, 3), "kind": kind, **figures}
         with (self.directory / "stats.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._writer is not None:

@@ -26,7 +26,8 @@ class BlowUp:
         events = []
         for name, value in stats.items():
             if value != value or value in (float("inf"), float("-inf")):
-                message = f"{name} is not finite; the step was left out"
+                left_out = "; its steps were left out" if name.startswith("gradient_") else ""
+                message = f"{name} is not finite{left_out}"
                 events.append(Event("blow_up", "error", message, {"kimg": kimg}))
                 continue
             if not name.startswith("gradient_"):
