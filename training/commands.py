@@ -60,9 +60,11 @@ def _train(argv: Sequence[str]) -> int:
     last = directory / "last.pt"
     if last.exists() and not args.resume:
         raise RecipeError(f"{directory} already holds a run: add --resume to go on with it, or name another --run")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"--device is {args.device!r}, but torch sees no CUDA device here: use cpu")
     family = _family(args.family)
     data = load(
-        args.data, size=args.size or _recipe(family, args).size, channels=_channels(args, family),
+        args.data, size=_recipe(family, args).size, channels=_recipe(family, args).channels,
         root=Path(args.data_root), strict=args.strict, report=_say_report,
     )  # fmt: skip
     recipe = _fitted(_recipe(family, args), family, data)
@@ -190,15 +192,11 @@ def _recipe(family: Family, args: argparse.Namespace) -> Recipe:
     if args.objective:
         recipe = with_objective(recipe, args.objective)
     changes = Recipe.parse(args.set)
-    if args.kimg:
+    if args.kimg is not None:
         changes["total_kimg"] = args.kimg
-    if args.size:
+    if args.size is not None:
         changes["size"] = args.size
     return recipe.replaced(**changes)
-
-
-def _channels(args: argparse.Namespace, family: Family) -> int:
-    return _recipe(family, args).channels
 
 
 def _fitted(recipe: Recipe, family: Family, data: ImageSet) -> Recipe:
@@ -229,7 +227,7 @@ def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namesp
 
 
 def _say_report(report: DataReport) -> None:
-    print(report, file=sys.stderr)
+    print(report.text(), file=sys.stderr)
 
 
 def _guarded(name: str, command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

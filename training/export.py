@@ -99,6 +99,7 @@ def recompute_statistics(generator: nn.Module, recipe: Recipe, batches: int = 64
     norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     if not norms:
         return
+    generator.eval()  # only the norms learn here; dropout, say, would draw from the global generator
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -87,7 +87,6 @@ class Family:
         nets: builds "generator", "discriminator", ... in training mode.
         phases: in the order of one iteration.
         loss: pure: phase name, nets, batch, recipe -> named scalars. The trainer owns backward, EMA and checkpoints.
-        sample: generator, z [N, latent_dim], labels -> images [N, C, H, W] in [-1, 1]; used for grids and evaluation.
         exports: what the (EMA) nets become; `classes` are the labels' names.
         conditional: True when the family needs labels.
     """
