@@ -247,7 +247,7 @@ class Batcher:
         Raises:
             Overloaded: the queue is full, or the deadline cannot be met; nothing was queued.
             NotReady: draining.
-            DeadlineExceeded: accepted, but not finished in time.
+            DeadlineExceeded: not finished in time.
             RunFailed: these rows' run failed, also when run apart from their neighbours.
         """
         now_s = self._loop.time()
@@ -323,6 +323,8 @@ class Batcher:
         """Refuse at once what could only be refused later."""
         if not self._accepting:
             raise NotReady(f"{self.name}: shutting down", reason="draining")
+        if deadline_s is not None and deadline_s <= now_s:
+            raise DeadlineExceeded(f"{self.name}: the deadline had passed before the request could be queued")
         if self._queue_rows + rows > self.max_queue_rows and self._free:
             self._dispatch()
         if self._queue and self._queue_rows + rows > self.max_queue_rows:
