@@ -324,6 +324,7 @@ class Batcher:
         if not self._accepting:
             raise NotReady(f"{self.name}: shutting down", reason="draining")
         if deadline_s is not None and deadline_s <= now_s:
+            self._rejected["deadline"] += 1
             raise DeadlineExceeded(f"{self.name}: the deadline had passed before the request could be queued")
         if self._queue_rows + rows > self.max_queue_rows and self._free:
             self._dispatch()

@@ -275,6 +275,13 @@ async def test_threads_do_the_same():
     assert batcher.stats().rows_total == 100 and await batcher.close()
 
 
+async def test_a_deadline_that_has_passed_is_not_queued():
+    bench = Bench()
+    with pytest.raises(DeadlineExceeded):
+        await bench.batcher.submit(rows([1]), deadline_s=asyncio.get_running_loop().time() - 1)
+    assert bench.at_rest() and bench.batcher.stats().rejected_total == {"deadline": 1}
+
+
 SUBMIT = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 7),

@@ -1,0 +1,190 @@
+"""Sessions: what a provider really is, what a graph must look like, what an answer must be."""
+
+import types
+
+import numpy as np
+import onnxruntime
+import pytest
+from fakesession import POISONS, SPEC, FakeSession, answers, rows
+
+from service.engine import providers
+from service.engine.lanes import run_parts
+from service.engine.providers import candidates, missing
+from service.engine.session import OrtSession, check_golden, check_outputs, check_signature
+from service.errors import GoldenMismatch, GraphMismatch, ProviderUnavailable, RunFailed
+from service.manifest import GraphSpec, TensorSpec
+from service.package import read_golden, read_package
+
+
+def tiny_session(tiny_models, **kwargs):
+    folder = tiny_models / "tiny-rgb" / "1"
+    spec = read_package(folder).graphs["generator"]
+    return OrtSession(folder / spec.file, spec, model="tiny-rgb@1", **{"providers": ("cpu",), **kwargs})
+
+
+class TestProviders:
+    def test_cpu_is_what_it_says(self, tiny_models):
+        session = tiny_session(tiny_models)
+        assert session.provider == "cpu" and session.why == ()
+
+    @pytest.mark.filterwarnings("ignore:Specified provider")
+    def test_auto_ends_on_the_cpu_and_says_why_nothing_better(self, tiny_models, monkeypatch):
+        monkeypatch.setattr(providers, "_cuda_devices", lambda: 0)
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+        chosen = candidates(("auto",))
+        assert chosen.names == ("webgpu", "cpu")
+        assert chosen.skipped == (
+            "tensorrt: no NVIDIA driver with a device",
+            "cuda: no NVIDIA driver with a device",
+        )
+        session = tiny_session(tiny_models, providers=("auto",))
+        assert session.provider == "cpu" and len(session.why) == 3
+
+    def test_a_silent_fallback_is_seen(self, tiny_models, monkeypatch):
+        """ONNX Runtime accepts a provider that this build lacks and runs on the CPU without an error."""
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+        monkeypatch.setattr(providers, "missing", lambda name: None)
+        monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
+        real = onnxruntime.InferenceSession
+
+        def falls_back(path, options, providers):
+            return real(path, options, providers=["CPUExecutionProvider"])
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+        session = tiny_session(tiny_models, providers=("auto",))
+        assert session.provider == "cpu"
+        assert [note.split(":")[0] for note in session.why] == ["tensorrt", "cuda", "webgpu"]
+        assert all("fell back" in note for note in session.why)
+        with pytest.raises(ProviderUnavailable, match="fell back"):
+            tiny_session(tiny_models, providers=("cuda",))
+
+    def test_what_was_named_must_work(self, monkeypatch):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        with pytest.raises(ProviderUnavailable, match="cuda: not in the installed onnxruntime"):
+            candidates(("cuda",))
+        assert candidates(("cuda", "cpu")).names == ("cpu",)
+
+    def test_unknown_names_list_the_known(self):
+        with pytest.raises(ProviderUnavailable, match="'rocm' is unknown; there are auto, tensorrt, cuda, webgpu, cpu"):
+            candidates(("rocm",))
+
+    def test_cuda_libraries_are_looked_for_only_where_cuda_is_tried(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(providers, "_preload_cuda", lambda: calls.append("preloaded"))
+        candidates(("cpu",))
+        assert calls == []
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+        monkeypatch.setattr(providers, "_cuda_devices", lambda: 1)
+        assert "cuda" in candidates(("auto",)).names and calls == ["preloaded"]
+        assert missing("cuda") is None
+
+
+class TestSignature:
+    def nodes(self, **changes):
+        node = {"name": "x", "type": "tensor(float)", "shape": ["batch", "width"], **changes}
+        other = {**node, "name": "y", "shape": ["n", None]}
+        return [types.SimpleNamespace(**node)], [types.SimpleNamespace(**other)]
+
+    def test_what_fits_passes(self):
+        check_signature(SPEC, *self.nodes(), model="m@1")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"name": "z"},
+            {"type": "tensor(double)"},
+            {"shape": ["batch", "width", 1]},
+            {"shape": [1, "width"]},
+            {"shape": ["batch", 4]},
+        ],
+    )
+    def test_what_does_not_is_named(self, changes):
+        with pytest.raises(GraphMismatch, match=r"m@1: fake.onnx"):
+            check_signature(SPEC, *self.nodes(**changes), model="m@1")
+
+    def test_a_fixed_size_may_be_open_in_the_file_but_not_another(self):
+        fixed = SPEC.model_copy(update={"inputs": (SPEC.inputs[0].model_copy(update={"shape": ("batch", 3)}),)})
+        for size, fits in ((3, True), ("anything", True), (None, True), (4, False)):
+            inputs, outputs = self.nodes(shape=["batch", size])
+            if fits:
+                check_signature(fixed, inputs, outputs, model="m@1")
+            else:
+                with pytest.raises(GraphMismatch):
+                    check_signature(fixed, inputs, outputs, model="m@1")
+
+
+def test_outputs_may_be_multiples_of_inputs():
+    image = TensorSpec(name="x", kind="image", dtype="uint8", shape=("batch", "height", "width", 3))
+    larger = image.model_copy(update={"name": "y", "shape": ("batch", "2*height", "2*width", 3)})
+    spec = GraphSpec(file="g.onnx", sha256="0" * 64, opset=20, inputs=(image,), outputs=(larger,))
+    inputs = {"x": np.zeros((2, 4, 5, 3), np.uint8)}
+    check_outputs(spec, inputs, {"y": np.zeros((2, 8, 10, 3), np.uint8)})
+    with pytest.raises(RunFailed, match=r"\[2, 8, 10, 3\]"):
+        check_outputs(spec, inputs, {"y": np.zeros((2, 8, 8, 3), np.uint8)})
+
+
+@pytest.mark.parametrize("kind", POISONS)
+def test_every_wrong_answer_is_a_failed_run(kind):
+    session = FakeSession()
+    outcome = run_parts(session, [rows([1, 2, 3], poison=kind), rows([4, 5])], lambda index: True)
+    assert isinstance(outcome.answers[0], RunFailed)
+    np.testing.assert_array_equal(outcome.answers[1]["y"], answers(rows([4, 5]))["y"])
+    assert outcome.runs == 6 and outcome.failures == 2 and outcome.ended_s >= outcome.started_s
+
+
+def test_rows_that_nobody_waits_for_do_not_run_apart():
+    session = FakeSession()
+    run_parts(session, [rows([1, 2], poison="nan"), rows([4, 5])], lambda index: index == 0)
+    assert [4.0] not in session.batches
+
+
+class TestGolden:
+    image = SPEC.model_copy(
+        update={"outputs": (TensorSpec(name="y", kind="image", dtype="uint8", shape=("batch", 100, 100, 1)),)}
+    )
+    recorded = np.full((1, 100, 100, 1), 100, np.uint8)
+
+    def check(self, spec, answer, recorded):
+        session = types.SimpleNamespace(spec=spec, run=lambda inputs: {"y": answer})
+        check_golden(session, {**rows([1] * len(recorded)), "y": recorded}, model="m@1")
+
+    def test_one_level_everywhere_passes(self):
+        self.check(self.image, self.recorded + 1, self.recorded)
+        self.check(self.image, self.recorded - 1, self.recorded)
+
+    def test_one_value_in_ten_thousand_may_differ_by_more_two_may_not(self):
+        answer = self.recorded.copy()
+        answer[0, 3, 3] = 0
+        self.check(self.image, answer, self.recorded)
+        answer[0, 4, 4] = 255
+        with pytest.raises(GoldenMismatch, match=r"up to 155 levels, by more than one on 2 of 10000"):
+            self.check(self.image, answer, self.recorded)
+
+    def test_levels_do_not_wrap_around(self):
+        with pytest.raises(GoldenMismatch):
+            self.check(self.image, np.full_like(self.recorded, 255), np.zeros_like(self.recorded))
+
+    def test_floats_within_a_thousandth(self):
+        recorded = np.array([[1.0, -2.0], [100.0, 0.0]], np.float32)
+        self.check(SPEC, recorded * np.float32(1.0005), recorded)
+        self.check(SPEC, recorded + np.float32(0.001), recorded)  # small beside the tensor's size
+        for wrong in (recorded * np.float32(1.002), recorded + np.float32(0.1)):
+            with pytest.raises(GoldenMismatch, match="relative"):
+                self.check(SPEC, wrong, recorded)
+
+    def test_not_finite_is_a_failed_run(self):
+        recorded = np.ones((1, 2), np.float32)
+        with pytest.raises(RunFailed):
+            self.check(SPEC, recorded * np.nan, recorded)
+
+    def test_a_real_model_passes_its_own(self, tiny_models):
+        folder = tiny_models / "tiny-rgb" / "1"
+        golden = read_golden(folder, read_package(folder))["generator"]
+        check_golden(tiny_session(tiny_models), golden, model="tiny-rgb@1")
+        with pytest.raises(GoldenMismatch):
+            check_golden(tiny_session(tiny_models), {**golden, "image": golden["image"] ^ 2}, model="tiny-rgb@1")
+
+
+def test_onnxruntimes_errors_are_failed_runs(tiny_models):
+    with pytest.raises(RunFailed, match="tiny-rgb@1"):
+        tiny_session(tiny_models).run({"z": np.zeros((1, 3), np.float32)})
