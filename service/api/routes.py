@@ -38,8 +38,12 @@ router = APIRouter()
 ENDPOINTS = {Task.GENERATE: "POST /generate", Task.TRANSLATE: "POST /translate", Task.UPSCALE: "POST /upscale"}
 PINNED_CACHE_S = 31_536_000
 
-_IMAGES: dict[str, Any] = {
-    media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in FORMATS.values()
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_IMAGES: dict[str, Any] = dict.fromkeys(FORMATS.values(), _BINARY)
+_FORMS = {
+    **_IMAGES,
+    "application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}},
+    "application/zip": _BINARY,
 }
 _ERRORS = (UnknownModel, InvalidRequest, Overloaded, NotReady, DeadlineExceeded, RunFailed, faults.NotAcceptable)
 _BODY_ERRORS = (*_ERRORS, faults.MalformedBody, faults.BodyTooLarge, faults.UnsupportedMediaType)
@@ -75,7 +79,8 @@ _QUERY = [
 @router.post(
     "/generate",
     summary="Draw images",
-    responses={200: {"description": "The pictures", "content": _IMAGES}, **problems.responses(*_BODY_ERRORS)},
+    response_class=Response,
+    responses={200: {"description": "The pictures", "content": _FORMS}, **problems.responses(*_BODY_ERRORS)},
     openapi_extra={
         "parameters": _HEADERS,
         "requestBody": {
@@ -101,6 +106,7 @@ async def generate(request: Request, parts: PartsDep) -> Response:
 @router.get(
     "/generate",
     summary="One seeded image by its URL",
+    response_class=Response,
     responses={
         200: {"description": "The picture", "content": _IMAGES},
         304: {"description": "The client's copy is current"},

@@ -120,7 +120,7 @@ async function draw() {
   }
   at("pictures").classList.remove("busy");
   at("seeds").setAttribute("aria-invalid", ["seed", "seeds"].includes(answer.field));
-  if (!reply.ok) return say(`${answer.title}: ${answer.detail}`, true);
+  if (!reply.ok) return say(answer.detail, true);
   const { run_s, queue_s, encode_s } = answer.timings;
   const ms = (seconds) => `${(seconds * 1000).toFixed(1)} ms`;
   const count = answer.images.length === 1 ? "1 picture" : `${answer.images.length} pictures`;

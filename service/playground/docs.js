@@ -28,17 +28,17 @@ function card({ path, method, operation }) {
   const head = element("summary", {},
     element("span", { className: `method ${method}`, textContent: method.toUpperCase() }),
     element("code", { textContent: path }), element("span", { className: "what", textContent: operation.summary }));
-  const inside = element("div", { className: "inside" }, element("p", { textContent: operation.description ?? "" }));
+  const inside = element("div", { className: "inside" }, element("p", {}, prose(operation.description)));
   const schema = follow(operation.requestBody?.content?.["application/json"]?.schema);
   if (schema) inside.append(element("h3", { textContent: "JSON body" }), fields(schema));
   if (operation.parameters?.length) {
     inside.append(element("h3", { textContent: "Parameters" }), table(["Name", "In", "Type", ""], operation.parameters.map(
-      (one) => [code(one.name + (one.required ? " *" : "")), one.in, type(one.schema), one.description ?? ""])));
+      (one) => [code(one.name + (one.required ? " *" : "")), one.in, type(one.schema), prose(one.description)])));
   }
   inside.append(element("h3", { textContent: "Call" }), element("pre", { textContent: example(path, method, schema) }));
   inside.append(element("h3", { textContent: "Answers" }), table(["Status", "", "Type"], Object.entries(operation.responses).map(
-    ([status, reply]) => [code(status), reply.description, Object.keys(reply.content ?? {}).join(", ")])));
-  return element("details", { className: "operation" }, head, inside);
+    ([status, reply]) => [code(status), prose(reply.description), Object.keys(reply.content ?? {}).join(", ")])));
+  return element("details", { className: "operation", open: method === "post" && path === "/generate" }, head, inside);
 }
 
 function example(path, method, schema) {
@@ -49,12 +49,13 @@ function example(path, method, schema) {
 }
 
 const follow = (schema) => (schema?.$ref ? schemas[schema.$ref.split("/").pop()] : schema);
+const prose = (text = "") => element("span", {}, ...text.split("`").map((part, index) => (index % 2 ? code(part) : part)));
 const code = (text) => element("code", { textContent: text });
 
 function fields(schema) {
   const required = schema.required ?? [];
   return table(["Field", "Type", ""], Object.entries(schema.properties).map(([name, one]) =>
-    [code(name + (required.includes(name) ? " *" : "")), type(one), one.description ?? ""]));
+    [code(name + (required.includes(name) ? " *" : "")), type(one), prose(one.description)]));
 }
 
 function type(schema = {}) {
@@ -64,7 +65,7 @@ function type(schema = {}) {
   if (schema.type === "array") return `[${type(schema.items)}]`;
   const { minimum: low, maximum: high } = schema;
   const range = low === undefined ? "" : high === undefined ? ` ≥ ${low}` : ` ${low} to ${high}`;
-  return (schema.type ?? "any") + range + (schema.default === undefined ? "" : `, else ${schema.default}`);
+  return (schema.type ?? "any") + range + (schema.default === undefined || schema.default === null ? "" : `, else ${schema.default}`);
 }
 
 function table(head, rows) {

@@ -1,0 +1,113 @@
+"""The docs say what there is: what is not documented fails, and so does what is documented and gone."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from apiclient import client_of
+from fakeengine import LABELS, FakeEngine, manifest
+
+from service.api import problems, schemas
+from service.api.app import create_app
+from service.settings import PREFIX, Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+@pytest.fixture
+def engine(tmp_path) -> FakeEngine:
+    (tmp_path / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "CARD.md").write_text("# card")
+    return FakeEngine(tmp_path, manifest("fashion-28", labels=LABELS, channels=1), manifest("faces-32"))
+
+
+def first_column(text: str) -> list[str]:
+    """The first cell of each table row, where it is code."""
+    return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+
+
+def test_every_endpoint_has_a_heading(engine):
+    paths = create_app(Settings(), engine).openapi()["paths"]
+    there = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    there |= {"GET /", "GET /docs", "GET /openapi.json"}
+    told = {
+        one for line in re.findall(r"^##+ (.*)$", page("api.md"), re.MULTILINE) for one in re.findall("`([^`]+)`", line)
+    }
+    assert told == there
+
+
+def test_every_field_of_generate_is_told():
+    fields = {field.alias or name for name, field in schemas.GenerateRequest.model_fields.items()}
+    section = page("api.md").split("## `POST /generate`")[1].split("\n## ")[0]
+    assert fields <= set(first_column(section))
+
+
+def test_every_problem_is_told():
+    section = page("api.md").split("## Errors")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| `([^`]+)` \|", section, re.MULTILINE)
+    assert {(int(status), code) for status, code in rows} == {
+        (kind.status, kind.code) for kind in problems.KINDS.values()
+    } | {(404, "not-found"), (405, "method-not-allowed")}
+
+
+def test_every_setting_is_told_with_its_default():
+    text = page("settings.md")
+    assert sorted(first_column(text)) == sorted(PREFIX + name.upper() for name in Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |"))
+        default = {None: "unset", True: "true", False: "false", ("auto",): "auto"}.get(
+            field.default, str(field.default)
+        )
+        assert f"| {default} |" in row, row
+        assert field.description in row, row
+
+
+async def test_every_series_is_told(engine):
+    async with client_of(engine) as client:
+        await client.post("/generate", json={"model": "fashion-28", "seed": 1})
+        await client.post("/generate", json={"model": "x"})
+        text = (await client.get("/metrics")).text
+    there = {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if name.startswith("ganymede_")}
+    told = {name for name in first_column(page("metrics.md")) if name.startswith("ganymede_")}
+    assert told == there
+
+
+def curl_lines() -> list[str]:
+    text = page("api.md").replace("\\\n", " ")
+    return list(re.findall(r"^curl .*$", text, re.MULTILINE))
+
+
+def test_there_are_curl_lines():
+    assert len(curl_lines()) >= 12
+
+
+@pytest.mark.parametrize("line", curl_lines())
+async def test_every_curl_line_works(engine, line):
+    """What curl would send, sent through the app."""
+    words = shlex.split(line.split(" | ")[0])[1:]
+    method, headers, body, url = None, {}, None, None
+    while words:
+        word = words.pop(0)
+        if word == "-X":
+            method = words.pop(0)
+        elif word == "-H":
+            name, _, value = words.pop(0).partition(":")
+            headers[name] = value.strip()
+        elif word == "-d":
+            body = words.pop(0)
+        elif word == "-o":
+            words.pop(0)
+        elif not word.startswith("-"):
+            url = word
+    assert url and url.startswith("localhost:8000")
+    if body is not None and "content-type" not in headers:
+        headers["content-type"] = "application/x-www-form-urlencoded"
+    async with client_of(engine, admin=True) as client:
+        method = method or ("POST" if body is not None else "GET")
+        reply = await client.request(method, url.removeprefix("localhost:8000"), headers=headers, content=body)
+    assert reply.status_code in (200, 204, 304), reply.text
