@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train export bench docker test-docker clean
+.PHONY: help serve test check format train export docker test-docker clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,8 +62,8 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it
 train: $(VENV)/.dev ## train a model: MODEL=fashion-28 FAMILY=cgan DATA=fashion-mnist [ARGS=...]
 	$(BIN)/python -m training train --family $(FAMILY) --data $(DATA) --run runs/$(MODEL) $(ARGS)
 
-export: $(VENV)/.dev ## export a run into models/: RUN=runs/NAME MODEL=NAME [ARGS=...]
-	$(BIN)/python -m training export --run $(RUN) --name $(MODEL) $(ARGS)
+export: $(VENV)/.dev ## export runs/MODEL into models/: MODEL=fashion-28 [ARGS=...]
+	$(BIN)/python -m training export --run runs/$(MODEL) --name $(MODEL) $(ARGS)
 
 # --- containers -------------------------------------------------------------------------------------------------------
 

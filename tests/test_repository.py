@@ -171,3 +171,14 @@ def test_every_series_in_the_operations_page_exists() -> None:
     written = set(re.findall(r'"(ganymede_[a-z_]+)"', (ROOT / "service/metrics.py").read_text()))
     assert asked
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked} <= written
+
+
+def test_every_page_that_a_page_names_exists() -> None:
+    named = {
+        (path.name, page)
+        for path in tracked()
+        if path.suffix == ".md"
+        for page in re.findall(r"(?<![\w/.])docs/[\w./-]+\.md\b", path.read_text())
+    }
+    assert named
+    assert {(source, page) for source, page in named if not (ROOT / page).is_file()} == set()
