@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from training.evaluation.density_coverage import density_coverage
-from training.evaluation.files import write_whole
 from training.evaluation.frechet import frechet_distance
 from training.evaluation.kernel import kernel_distance
 from training.evaluation.precision_recall import precision_recall
 from training.features import Lite0Features
+from training.runlog import write_atomically
 
 Images = npt.NDArray[np.uint8]  # [N, H, W, C]
 Features = npt.NDArray[np.float32]  # [N, d]
@@ -106,7 +106,8 @@ class Evaluator:
         features = self._extractor(images)
         buffer = io.BytesIO()
         np.save(buffer, features, allow_pickle=False)
-        write_whole(path, buffer.getvalue())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
         return features
 
     def check(self, name: str, images: Images) -> None:
