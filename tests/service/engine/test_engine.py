@@ -215,7 +215,7 @@ def hold_the_seed_promise(root, examples):
         try:
             hold()
             sizes = set().union(*(stats.batch_rows for engine in engines for stats in engine.stats().values()))
-            assert len(sizes) > 5, "the search must have met batches of many sizes"
+            assert 1 in sizes and len(sizes) >= 3, "the search must have met batches of several sizes"
         finally:
             for engine in engines:
                 runner.run(engine.close())
