@@ -269,6 +269,7 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         checkpoint.restore_random_state(state["random"])
+        self._schedule()
         self.iteration, self.best, self.seconds = state["iteration"], state["best"], state["seconds"]
         self.log.resume(self.kimg)
         if changed := [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]:
