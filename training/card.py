@@ -22,7 +22,12 @@ def render(
         evaluation: evaluation.json of the same weights, or None when there is none.
     """
     data = facts["data"]
+    device = facts.get("device", "cpu")
     plural = "" if facts["threads"] == 1 else "s"
+    machine = f"{facts['threads']} CPU thread{plural} shared with other work" if device == "cpu" else device
+    terms = "settle it before you pass the weights on" if data["license"] == "unknown" else (
+        "the weights are offered under the same terms"
+    )  # fmt: skip
     lines = [
         f"# {name}",
         "",
@@ -36,9 +41,9 @@ def render(
         f"- **Training data**: {data['name']}, {data['train']:,} images ({data['license']}); "
         f"{data['test']:,} held out.",
         f"- **Training**: {images_seen / 1000:,.0f} kimg, {seconds / 60:.0f} minutes of wall-clock time on "
-        f"{facts['threads']} CPU thread{plural} shared with other work, seed {facts['seed']}, torch {facts['torch']}, "
+        f"{machine}, seed {facts['seed']}, torch {facts['torch']}, "
         f"source {facts['commit']}.",
-        f"- **License of the data**: {data['license']}; the weights are offered under the same terms.",
+        f"- **License of the data**: {data['license']}; {terms}.",
         "",
         "## Evaluation",
         "",

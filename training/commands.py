@@ -221,6 +221,7 @@ def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namesp
                  "classes": list(data.classes), "train": len(data.train), "test": len(data.test)},
         "seed": args.seed,
         "threads": args.threads,
+        "device": args.device,
         "torch": torch.__version__,
         "commit": source_commit(),
     }  # fmt: skip
