@@ -1,0 +1,165 @@
+"""Every family and recipe, under every objective: builds, moves what it trains, comes back, exports."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tinytraining import PAIRS, differing, shrunk, spying, tiny_trainer
+from torch import nn
+
+from service.engine.latents import latents_from_seeds
+from service.manifest import Task
+from service.package import verify_package
+from training import checkpoint
+from training.families import FAMILIES
+from training.losses import OBJECTIVES, with_objective
+from training.recipe import RecipeError
+
+CASES = [(family, recipe, None) for family, recipe in PAIRS]
+CASES += [(family, recipe, objective) for family, recipe in PAIRS for objective in OBJECTIVES]
+
+pairs = pytest.mark.parametrize("family, recipe", PAIRS)
+
+
+def test_every_family_says_what_it_is():
+    for name, family in FAMILIES.items():
+        assert family.name == name and family.paper.startswith("arXiv:")
+        assert {"paper", "modern"} <= family.recipes.keys()
+        for key, recipe in family.recipes.items():
+            recipe.validate()
+            assert recipe.name == key and bool(recipe.classes) == family.conditional
+
+
+@pairs
+def test_builds_at_full_size(family, recipe):
+    whole = FAMILIES[family].recipes[recipe]
+    with torch.device("meta"):  # shapes without numbers: the published sizes cost nothing
+        nets = FAMILIES[family].nets(whole)
+        labels = torch.zeros(5, dtype=torch.int64) if whole.classes else None
+        images = nets["generator"](torch.zeros(5, whole.latent_dim), labels)
+        logits = nets["discriminator"](images, labels)
+    assert nets.training and set(nets) == {"generator", "discriminator"}
+    assert images.shape == (5, whole.channels, whole.size, whole.size) and logits.shape == (5,)
+
+
+@pairs
+def test_pictures_lie_in_range_and_depend_on_every_input(family, recipe):
+    small = shrunk(family, recipe)
+    torch.manual_seed(0)
+    generator = FAMILIES[family].nets(small)["generator"].eval()
+    z = torch.randn(2, small.latent_dim).repeat(2, 1)
+    labels = torch.tensor([0, 0, 1, 1]) if small.classes else None
+    images = generator(z * 3, labels)
+    assert images.abs().max() <= 1 and not torch.equal(images[0], images[1])
+    if small.classes:
+        nn.init.normal_(next(p for n, p in generator.named_parameters() if "label" in n or "shift" in n))
+        images = generator(z * 3, labels)
+        assert not torch.equal(images[0], images[2])
+
+
+def test_unknown_architecture_is_refused():
+    for name, family in FAMILIES.items():
+        with pytest.raises(RecipeError, match=r"architecture is 'capsule'.*builds"):
+            family.nets(shrunk(name, architecture="capsule"))
+
+
+def _ignores_a_shift(objective: str) -> bool:
+    """Whether adding a constant to all logits leaves D's loss alone, so that its last bias has nothing to follow."""
+    real, fake = torch.linspace(-3, 2, 16), torch.linspace(-1, 4, 16)
+    loss = OBJECTIVES[objective].discriminator
+    return torch.allclose(loss(real, fake), loss(real + 3, fake + 3), atol=1e-5)
+
+
+def _last_bias(discriminator: nn.Module) -> tuple[str, nn.Parameter]:
+    """The parameter that is added to every logit."""
+    heads = [(n, m) for n, m in discriminator.named_modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    ((name, head),) = heads
+    return f"{name}.bias", head.bias
+
+
+def test_who_ignores_a_shift():
+    assert {name for name in OBJECTIVES if _ignores_a_shift(name)} == {"wasserstein", "wasserstein_gp", "relativistic"}
+
+
+@pytest.mark.parametrize("family, recipe, objective", CASES)
+def test_one_iteration_moves_what_it_trains(tmp_path, family, recipe, objective):
+    whole = FAMILIES[family].recipes[recipe]
+    small = shrunk(family, whole if objective is None else with_objective(whole, objective))
+    seen = []
+
+    def weights(nets):
+        return {(net, name): p.detach().clone() for net in nets for name, p in nets[net].named_parameters()}
+
+    trainer = tiny_trainer(
+        tmp_path, spying(FAMILIES[family], lambda phase, nets, batch: seen.append((phase, weights(nets)))), small
+    )
+    last_bias, bias = _last_bias(trainer.nets["discriminator"])
+    # With all logits within its margin hinge, too, is blind to a shift: begin outside of it.
+    nn.init.constant_(bias, 2.0)
+    first = weights(trainer.nets)
+    stats = trainer.step()
+    assert np.isfinite(list(stats.values())).all()
+    phases = trainer.phases
+    assert [phase for phase, _ in seen] == [phase.name for phase in phases]  # at iteration 0 all have their turn
+    penalised = small.r1_gamma or small.r2_gamma or small.gp_lambda
+    assert ("penalty" in [phase.name for phase in phases]) == bool(penalised)
+    states = [state for _, state in seen] + [weights(trainer.nets)]
+    for phase, before, after in zip(phases, states, states[1:], strict=False):
+        moved = {net for (net, name), value in after.items() if not torch.equal(value, before[net, name])}
+        assert moved == (set(phase.trains) if phase.step else set()), phase.name
+    still = {key for key, value in weights(trainer.nets).items() if torch.equal(value, first[key])}
+    assert still <= ({("discriminator", last_bias)} if _ignores_a_shift(small.objective) else set())
+    assert {net for net, _ in first} == set().union(*(phase.trains for phase in phases))
+    if small.clip:
+        assert max(p.abs().max() for p in trainer.nets["discriminator"].parameters()) <= small.clip
+
+
+@pairs
+def test_checkpoint_round_trip(tmp_path, family, recipe):
+    small = shrunk(family, recipe)
+    one = tiny_trainer(tmp_path / "one", family, small)
+    one.step()
+    checkpoint.save(tmp_path / "one" / "last.pt", one.state())
+    other = tiny_trainer(tmp_path / "other", family, small)
+    assert differing({"nets": one.state()["nets"]}, {"nets": other.state()["nets"]})
+    other.restore(checkpoint.load(tmp_path / "one" / "last.pt"))
+    assert differing(one.state(), other.state(), besides=()) == []
+    reading = one.step()
+    one_after = checkpoint.random_state()
+    torch.manual_seed(99)  # what is not restored from the file would now be missed
+    other.restore(checkpoint.load(tmp_path / "one" / "last.pt"))
+    assert other.step() == reading
+    assert differing({"random": one_after}, {"random": checkpoint.random_state()}) == []
+    assert differing(one.state(), other.state()) == []
+
+
+@pytest.mark.slow
+@pairs
+def test_export_parity_and_dynamic_batch(exported, family, recipe):
+    run, folder = exported(family, recipe)
+    manifest = verify_package(folder)
+    assert manifest.tasks == (Task.GENERATE,) and manifest.family == family
+    assert manifest.generate.latent_dim == run.recipe.latent_dim
+    assert manifest.generate.labels == (run.classes or None)
+    session = onnxruntime.InferenceSession(folder / "generator.onnx", providers=["CPUExecutionProvider"])
+    for rows in (1, 2, 5, 16):  # two of them other than export itself proves
+        seeds = range(50, 50 + rows)
+        feed = {"z": latents_from_seeds(seeds, run.recipe.latent_dim)}
+        labels = None
+        if run.recipe.classes:
+            feed["label"] = labels = np.arange(rows, dtype=np.int64)[::-1].copy() % run.recipe.classes
+        (image,) = session.run(["image"], feed)
+        expected = run.sample(seeds, labels)
+        assert image.dtype == np.uint8 and image.shape == expected.shape == (rows, 8, 8, run.recipe.channels)
+        apart = np.abs(image.astype(int) - expected.astype(int))
+        assert apart.max() <= 1 and (apart > 0).sum() <= 1 + apart.size // 10_000
+
+
+def test_a_family_that_needs_labels_says_so(tmp_path):
+    small = shrunk("cgan")
+    with pytest.raises(RecipeError, match="cgan needs labelled images"):
+        tiny_trainer(tmp_path, "cgan", small, labels=None)
+    with pytest.raises(RecipeError, match="cgan needs labelled images"):
+        tiny_trainer(tmp_path, "cgan", replace(small, classes=0))

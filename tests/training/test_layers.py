@@ -1,0 +1,136 @@
+"""Building blocks against worked examples."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.layers import (
+    ClassBatchNorm,
+    ConvDiscriminator,
+    Maxout,
+    MinibatchStddev,
+    channel_plan,
+    from_pixels,
+    initialise,
+    octaves,
+    to_pixels,
+)
+from training.recipe import Recipe, RecipeError
+
+
+def test_all_256_levels_survive_the_way_there_and_back():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, 16, 16, 3)
+    images = from_pixels(levels)
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(to_pixels(images), levels)
+
+
+def test_pixels_are_rounded_and_clipped():
+    images = torch.tensor([-9.0, -1.0, -1 + 0.6 / 127.5, -1 + 0.4 / 127.5, 1.0, 9.0]).view(1, 1, 1, 6)
+    assert to_pixels(images).flatten().tolist() == [0, 0, 1, 0, 255, 255]
+
+
+def test_channels_go_last():
+    image = torch.zeros(1, 3, 2, 2)
+    image[0, 2] = 1
+    assert to_pixels(image)[0, 0, 0].tolist() == [128, 128, 255]
+
+
+@pytest.mark.parametrize(
+    "size, expected", [(8, (4, 1)), (28, (7, 2)), (32, (4, 3)), (48, (6, 3)), (64, (4, 4)), (80, (5, 4)), (96, (6, 4))]
+)
+def test_octaves(size, expected):
+    start, doublings = octaves(size)
+    assert (start, doublings) == expected and start * 2**doublings == size
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 7, 9, 15, 22, 27, 30, 100])
+def test_sizes_without_octaves(size):
+    with pytest.raises(RecipeError, match=f"size is {size}, must be 4 to 7 px doubled"):
+        octaves(size)
+
+
+def test_channel_plan():
+    assert channel_plan(16, 4, 64) == [64, 64, 32, 16]
+    assert channel_plan(16, 1, 64) == [16]
+
+
+def test_minibatch_stddev_is_the_groups_mean_deviation():
+    x = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    out = MinibatchStddev(group=4)(x)
+    assert out.shape == (8, 4, 2, 2) and torch.equal(out[:, :3], x)
+    values = x.numpy()
+    for first in (0, 1):  # rows 0, 2, 4, 6 are one group, rows 1, 3, 5, 7 the other
+        expected = values[first::2].std(axis=0).mean()
+        np.testing.assert_allclose(out[first::2, 3].numpy(), np.full((4, 2, 2), expected), rtol=1e-5)
+
+
+def test_minibatch_stddev_of_odd_batches_and_of_copies():
+    layer = MinibatchStddev(group=4)
+    x = torch.randn(6, 2, 2, 2)
+    np.testing.assert_allclose(layer(x)[:, 2].numpy(), x.numpy().std(axis=0).mean(), rtol=1e-5)
+    assert layer(torch.ones(1, 2, 2, 2))[0, 2].max() < 1e-3
+    copies = torch.randn(1, 2, 2, 2).expand(4, 2, 2, 2).clone().requires_grad_(True)
+    layer(copies)[:, 2].sum().backward()  # the root at zero must not make NaN
+    assert copies.grad.isfinite().all()
+
+
+def test_maxout():
+    layer = Maxout(2, 2, 3)
+    x = torch.randn(5, 2)
+    pieces = x @ layer.linear.weight.T + layer.linear.bias
+    expected = torch.stack([pieces[:, :3].amax(1), pieces[:, 3:].amax(1)], dim=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_class_batch_norm_scales_by_class():
+    norm = ClassBatchNorm(2, classes=3)
+    x, labels = torch.randn(6, 2, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    plain = nn.functional.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(norm(x, labels), plain)  # begins as plain batch norm
+    with torch.no_grad():
+        norm.scale.weight[1] = torch.tensor([2.0, 3.0])
+        norm.shift.weight[1] = torch.tensor([5.0, 7.0])
+    out = norm(x, labels)
+    torch.testing.assert_close(out[labels != 1], plain[labels != 1])
+    expected = plain[labels == 1] * torch.tensor([2.0, 3.0]).view(2, 1, 1) + torch.tensor([5.0, 7.0]).view(2, 1, 1)
+    torch.testing.assert_close(out[labels == 1], expected)
+
+
+def test_class_batch_norm_without_classes_is_plain():
+    norm = ClassBatchNorm(2, classes=0)
+    assert {name for name, _ in norm.named_parameters()} == {"norm.weight", "norm.bias"}
+    assert norm(torch.randn(4, 2, 3, 3), None).mean().abs() < 1e-5
+
+
+def test_weights_are_drawn_as_the_recipe_says():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(8, 64, 4), nn.ConvTranspose2d(64, 8, 4), nn.BatchNorm2d(512))
+    before = [p.detach().clone() for p in net.parameters()]
+    initialise(net, Recipe(weight_std=0.0))
+    assert all(torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True))
+    initialise(net, Recipe(weight_std=0.02))
+    for layer in net[:3]:
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.1) and not layer.bias.any()
+    assert float(net[3].weight.detach().mean()) == pytest.approx(1, abs=0.01)
+    assert float(net[3].weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+
+
+def test_projection_adds_the_classes_say():
+    torch.manual_seed(0)
+    recipe = Recipe(size=8, classes=3, discriminator_width=4, max_channels=8, minibatch_stddev=False)
+    net = ConvDiscriminator(recipe)
+    images = torch.randn(1, 3, 8, 8).expand(3, 3, 8, 8)
+    logits = net(images, torch.arange(3))
+    assert len(set(logits.tolist())) == 3
+    nn.init.zeros_(net.classes.weight)
+    assert torch.allclose(net(images, torch.arange(3)), net(images, torch.zeros(3, dtype=torch.int64)))
+
+
+def test_rows_of_a_discriminator_without_batch_statistics_are_strangers():
+    torch.manual_seed(0)
+    net = ConvDiscriminator(Recipe(size=8, discriminator_width=4, max_channels=8, minibatch_stddev=False))
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(net(images)[2:3], net(images[2:3]))
