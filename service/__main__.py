@@ -1,4 +1,4 @@
-"""The command line: `python -m service serve | check`."""
+"""The command line: `python -m service serve | check | bench`."""
 
 import argparse
 import asyncio
@@ -9,12 +9,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from service.bench import add_arguments, plan_of, run_bench
 from service.settings import PREFIX, Settings, unknown_variables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit status: 0 done, 1 failed, 2 wrong arguments."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "bench":
+        return run_bench(plan_of(arguments), as_json=arguments.json)
     settings = _settings(arguments)
     if not settings.models.is_dir():
         return _wrong(f"models: {settings.models} is not a folder; it must hold <name>/<version>/ of each model")
@@ -30,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="serve a models' folder", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     check = commands.add_parser("check", help="verify every model folder as the server would")
+    bench = commands.add_parser("bench", help="send load to a running server and report throughput and latency")
+    add_arguments(bench)
     for name, field in Settings.model_fields.items():
         flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
         if field.annotation is bool:

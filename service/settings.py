@@ -79,6 +79,12 @@ class Settings(BaseSettings):
         le=100,
         description="Newest versions of each model served at once, so that a pinned `name@1` outlives a new `name@2`.",
     )
+    run_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds below which no run is held to hang (above: 50 x its measured time). A hung run is ended.",
+    )
     profile_s: float = Field(
         1.0,
         ge=0,

@@ -83,7 +83,7 @@ class FakeEngine:
             if ref in (info.manifest.name, info.manifest.ref):
                 return info
         names = sorted({info.manifest.name for info in self.infos.values()})
-        raise UnknownModel(f"model: no model {ref[:60]!r}", field="model", allowed=names)
+        raise UnknownModel(f"model: no model {ref!r}", field="model", allowed=names)
 
     def stats(self) -> dict[str, ModelStats]:
         return dict(self.stats_by_ref)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from service import __version__
 from service.api import pages, problems, routes, schemas
@@ -42,11 +43,12 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
         lifespan=_lifespan(parts),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.parts = parts
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log)
-    problems.install(app)
+    problems.install(app, _methods)
     app.include_router(routes.router)
     app.include_router(pages.router)
     if settings.playground:
@@ -70,10 +72,20 @@ def engine_of(settings: Settings) -> "Engine":
             max_images=settings.max_images,
             poll_models_s=settings.poll_models_s,
             versions_kept=settings.versions_kept,
+            run_timeout_s=settings.run_timeout_s,
             profile_s=settings.profile_s,
             cache=settings.cache,
         )
     )
+
+
+def _methods(path: str) -> list[str]:
+    """What a path answers to, over all routes: a router alone knows only the first that matches."""
+    found: set[str] = set()
+    for route in (*routes.router.routes, *pages.router.routes, *pages.site.routes):
+        if isinstance(route, APIRoute) and route.path_regex.match(path):
+            found |= route.methods or set()
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 def _lifespan(parts: Parts) -> Callable[[FastAPI], Any]:

@@ -25,14 +25,12 @@ POLICY = (
 )
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Is the process alive", response_model=schemas.Health)
 async def livez() -> JSONResponse:
     """200 as long as the event loop turns; says nothing about models."""
     return JSONResponse({"state": "alive"}, headers={"cache-control": "no-store"})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Should requests be sent here",

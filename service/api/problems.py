@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -59,6 +59,9 @@ KINDS: dict[type[Exception], Kind] = {
     errors.GanymedeError: Kind(500, "internal", "Internal error"),
 }
 
+DETAIL_CHARACTERS = 1000
+"""A detail may repeat what the client sent; this is as much as a person reads."""
+
 DEFAULT_RETRY_S = 1.0
 """When the engine cannot say: long enough not to hammer, short enough for a model that loads in a second."""
 
@@ -73,7 +76,7 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
     record: Record | None = scope.get("state", {}).get(STATE_KEY)
     kind = kind_of(type(error))
     headers: dict[str, str] = {}
-    body = _body(kind, error.detail, record, scope)
+    body = _body(kind, error.detail[:DETAIL_CHARACTERS], record, scope)
     if isinstance(error, errors.InvalidRequest):
         body |= {"field": error.field} if error.field is not None else {}
         body |= {"allowed": error.allowed} if error.allowed is not None else {}
@@ -82,7 +85,7 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
         elif error.field is not None and kind.status == 422:
             body["errors"] = [{"detail": error.detail, "pointer": f"#/{error.field}"}]
     if isinstance(error, errors.Unavailable):
-        body["reason"] = error.reason
+        body["reason"] = _reason(error, kind)
         if error.retry_after_s is not None or kind.status in (429, 503):
             wait_s = DEFAULT_RETRY_S if error.retry_after_s is None else max(0.0, error.retry_after_s)
             headers = {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
@@ -91,7 +94,7 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
     if isinstance(error, BodyTooLarge):
         headers["connection"] = "close"
     if record is not None:
-        record.rejected = error.reason if isinstance(error, errors.Unavailable) else kind.code
+        record.rejected = _reason(error, kind) if isinstance(error, errors.Unavailable) else kind.code
     return _response(body, headers)
 
 
@@ -103,8 +106,12 @@ def unexpected(request_id: str, path: str) -> Response:
     return _response({**body, "request_id": request_id}, {})
 
 
-def install(app: FastAPI) -> None:
-    """Register the exception handlers."""
+def install(app: FastAPI, methods: Callable[[str], Sequence[str]]) -> None:
+    """Register the exception handlers.
+
+    Args:
+        methods: what a path answers to, for `Allow`.
+    """
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.GanymedeError)
@@ -116,8 +123,13 @@ def install(app: FastAPI) -> None:
         kind = Kind(error.status_code, phrase.lower().replace(" ", "-"), phrase)
         record: Record | None = request.scope.get("state", {}).get(STATE_KEY)
         headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-        detail = {404: "nothing is served at this path; /docs lists what is", 405: _only(headers.get("allow", ""))}
-        return _response(_body(kind, detail.get(kind.status, str(error.detail)), record, request.scope), headers)
+        detail = str(error.detail)
+        if kind.status == 404:
+            detail = "nothing is served at this path; /docs lists what is"
+        elif kind.status == 405:
+            headers["allow"] = ", ".join(methods(request.url.path))
+            detail = f"this path answers only {headers['allow']}"
+        return _response(_body(kind, detail, record, request.scope), headers)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
@@ -137,8 +149,9 @@ def responses(*classes: type[Exception]) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "; ".join(titles), "content": content} for status, titles in sorted(found.items())}
 
 
-def _only(allow: str) -> str:
-    return f"this path answers only {allow}" if allow else "this path does not answer this method"
+def _reason(error: errors.Unavailable, kind: Kind) -> str:
+    """The engine's fixed word, or the problem's code where it gave none."""
+    return kind.code if error.reason == errors.Unavailable("").reason else error.reason
 
 
 def _type(code: str) -> str:

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -24,6 +25,9 @@ from service.api.strict_json import shown
 from service.engine.latents import SEED_END, TRUNCATION_MAX
 from service.errors import InvalidRequest, TooLarge
 from service.imaging import FORMATS
+
+UNKNOWN_TOLD = 8
+"""Unknown fields named in one answer: a body may hold tens of thousands, and each is compared with every known name."""
 
 SHAPES = ("image", "json", "zip", "grid")
 _RANGES = re.compile(r"[0-9]{1,10}(-[0-9]{1,10})?(,[0-9]{1,10}(-[0-9]{1,10})?)*", re.ASCII)
@@ -84,10 +88,10 @@ def _check_count(field: str, count: int, most: int) -> None:
         raise TooLarge(f"{field} asks for {count} images, at most {most} in one request", field=field, allowed=[most])
 
 
-def _label(value: object) -> int | str | list[int | str]:
+def _label(value: object, info: ValidationInfo) -> int | str | list[int | str]:
     if isinstance(value, list):
-        if not value:
-            raise ValueError("label is an empty array, must be one label for each image")
+        if not 1 <= len(value) <= int((info.context or {}).get("max_images", 4096)):
+            raise ValueError(f"label is an array of {len(value)}, must have one label for each image")
         return [_one_label(label, f"label[{index}]") for index, label in enumerate(value)]
     return _one_label(value, "label")
 
@@ -123,11 +127,15 @@ def _latents(value: object, info: ValidationInfo) -> npt.NDArray[np.float32]:
 
 def _finite(rows: list[list[float]]) -> npt.NDArray[np.float32]:
     most = float(np.finfo(np.float32).max)
-    for index, row in enumerate(rows):
-        for place, number in enumerate(row):
-            if not -most <= number <= most:  # NaN and 10**400 fail here too
-                raise ValueError(f"latents[{index}][{place}] is {shown(number)}, must be finite in 32-bit floats")
-    return np.asarray(rows, dtype=np.float32)
+    try:
+        latents = np.array(rows, dtype=np.float64)
+        if (np.abs(latents) <= most).all():  # NaN fails too
+            return latents.astype(np.float32)
+    except OverflowError:  # an integer such as 10**400
+        pass
+    places = ((index, place) for index, row in enumerate(rows) for place in range(len(row)))
+    index, place = next((index, place) for index, place in places if not -most <= rows[index][place] <= most)
+    raise ValueError(f"latents[{index}][{place}] is {shown(rows[index][place])}, must be finite in 32-bit floats")
 
 
 def _one_of(name: str, allowed: Sequence[str]) -> Callable[[object], str]:
@@ -252,11 +260,20 @@ def parse_generate(fields: Mapping[str, Any], *, max_images: int) -> GenerateReq
     Raises:
         InvalidRequest: names the first wrong field; `Invalid.errors` has them all.
     """
-    present = {name: value for name, value in fields.items() if value is not None}
+    names = _names()
+    strangers = islice((name for name in fields if name not in names), UNKNOWN_TOLD)
+    wrong = [_unknown(name, names) for name in strangers]
+    present = {name: fields[name] for name in names if fields.get(name) is not None}
     try:
-        return GenerateRequest.model_validate(present, context={"max_images": max_images})
+        request = GenerateRequest.model_validate(present, context={"max_images": max_images})
     except ValidationError as error:
-        raise _invalid(error) from None
+        wrong += _wrong(error)
+    if not wrong:
+        return request
+    if len(wrong) == 1:
+        raise wrong[0]
+    told = [{"detail": one.detail, "pointer": f"#/{one.field}"} for one in wrong]
+    raise Invalid(told, field=wrong[0].field, allowed=wrong[0].allowed)
 
 
 QUERY_FIELDS = ("model", "seed", "label", "truncation", "format")
@@ -289,23 +306,14 @@ def parse_query(pairs: Sequence[tuple[str, str]]) -> GenerateRequest:
     return parse_generate(fields, max_images=1)
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
-    found: list[dict[str, object]] = []
-    fields: list[str] = []
+def _wrong(error: ValidationError) -> list[InvalidRequest]:
+    """What pydantic found, as our own errors."""
+    found = []
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])[:60]
-        if item["type"] == "extra_forbidden":
-            unknown = _unknown(name, _names())
-            if len(error.errors()) == 1:
-                return unknown
-            detail = unknown.detail
-        elif item["type"] == "missing":
-            detail = f"{name} is missing"
-        else:
-            detail = str(item.get("ctx", {}).get("error", item["msg"]))
-        found.append({"detail": detail, "pointer": f"#/{name}"})
-        fields.append(name)
-    return Invalid(found, field=fields[0] if fields else None, allowed=None)
+        said = str(item.get("ctx", {}).get("error", item["msg"]))
+        found.append(InvalidRequest(f"{name} is missing" if item["type"] == "missing" else said, field=name))
+    return found
 
 
 def _names() -> list[str]:
@@ -313,7 +321,7 @@ def _names() -> list[str]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> InvalidRequest:
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+    near = difflib.get_close_matches(name[:60].lower(), known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
     return InvalidRequest(f"unknown field {shown(name)}; {hint}", field=name[:60], allowed=list(known))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from starlette.requests import Request
@@ -62,8 +63,8 @@ def _check_type(content_type: str | None) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)[:60]
+        counts = Counter(name for name, _ in pairs)
+        twice = counts.most_common(1)[0][0][:60]
         detail = f"{twice!r} occurs more than once"
         raise Invalid([{"detail": detail, "pointer": f"#/{twice}"}], field=twice, allowed=None)
     return found

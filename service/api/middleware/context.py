@@ -36,6 +36,8 @@ class RequestContext:
             return
         record = _record(scope)
         scope.setdefault("state", {})[STATE_KEY] = record
+        # HEAD is GET without the body, for every path that has GET.
+        inner = {**scope, "method": "GET"} if record.method == "HEAD" else scope
         responding: float | None = None
 
         async def marked(message: Message) -> None:
@@ -47,11 +49,13 @@ class RequestContext:
                 headers["x-request-id"] = record.request_id
                 headers["server-timing"] = record.server_timing()
             elif message["type"] == "http.response.body":
+                if record.method == "HEAD":
+                    message = {**message, "body": b""}
                 record.body_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._app(scope, receive, marked)
+            await self._app(inner, receive, marked)
         except Exception as error:
             _log.exception("request %s: unexpected error", record.request_id, exc_info=error)
             if responding is None:

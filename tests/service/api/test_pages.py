@@ -82,6 +82,9 @@ async def test_health(client, engine):
     reply = await client.get("/readyz")
     assert (reply.status_code, reply.json()["state"], reply.headers["retry-after"]) == (503, "draining", "1")
     assert (await client.head("/livez")).status_code == 200
+    head = await client.head("/generate?model=faces&seed=1")
+    assert (head.status_code, head.content, head.headers["x-seed"]) == (200, b"", "1")
+    assert (await client.head("/models/faces/load")).status_code == 405
 
 
 async def test_while_loading(engine):

@@ -33,7 +33,8 @@ def check(reply, status: int) -> dict:
         ({"model": "clothes", "label": 99}, 422, "label", "99"),
         ({"model": "clothes", "label": True}, 422, "label", "must be a label"),
         ({"model": "clothes", "label": ["Sneaker", "Sneaker"]}, 422, "label", "2 entries for 1"),
-        ({"model": "clothes", "label": []}, 422, "label", "empty"),
+        ({"model": "clothes", "label": []}, 422, "label", "array of 0"),
+        ({"model": "clothes", "label": [1] * 65}, 422, "label", "array of 65"),
         ({"model": "faces", "label": "x"}, 422, "label", "unconditional"),
         ({"model": "faces", "format": "gif"}, 422, "format", "png, jpeg, webp"),
         ({"model": "faces", "as": "tar"}, 422, "as", "image, json, zip, grid"),
@@ -90,6 +91,17 @@ async def test_allowed_values_are_listed(client):
         "jpeg",
         "webp",
     ]
+
+
+async def test_a_body_of_thousands_of_names_is_answered(client):
+    """Each name is compared with the known ones, so only the first few may be."""
+    body = {f"k{number}": 1 for number in range(60_000)}
+    assert len(check(await client.post("/generate", json=body), 422)["errors"]) == 9
+    pairs = b",".join(b'"k%d":1' % number for number in [*range(60_000), 59_999])
+    assert check(await client.post("/generate", content=b"{" + pairs + b"}", headers=JSON), 422)["field"] == "k59999"
+    check(await client.post("/generate", json={"model": "faces", "x" * 500_000: 1}), 422)
+    check(await client.post("/generate", json={"model": "faces", "seeds": "1," * 400_000}), 422)
+    check(await client.post("/generate", json={"model": "faces", "sed": None}), 422)
 
 
 async def test_all_wrong_fields_are_told_at_once(client):
@@ -163,7 +175,8 @@ async def test_paths_and_methods(client):
     check(await client.get("/playground/..%2fapp.py"), 404)
     reply = await client.put("/generate")
     check(reply, 405)
-    assert set(reply.headers["allow"].replace(" ", "").split(",")) >= {"POST"}
+    assert reply.headers["allow"] == "GET, HEAD, POST"
+    check(await client.post("/generate/", json={"model": "faces"}), 404)
     check(await client.delete("/models"), 405)
 
 
@@ -172,7 +185,7 @@ async def test_paths_and_methods(client):
     [
         (errors.Overloaded("full", retry_after_s=1.2, reason="queue_full"), 429, ("2", "1200")),
         (errors.Overloaded("full", retry_after_s=0.02, reason="queue_full"), 429, ("1", "20")),
-        (errors.Overloaded("full"), 429, ("1", "1000")),
+        (errors.Overloaded("full", reason="no_time"), 429, ("1", "1000")),
         (errors.NotReady("draining", reason="draining"), 503, ("1", "1000")),
         (errors.DeadlineExceeded("late", reason="deadline"), 504, (None, None)),
         (errors.RunFailed("the run failed"), 500, (None, None)),
@@ -187,6 +200,16 @@ async def test_the_engines_errors(client, engine, error, status, retry):
     assert problem["detail"] == error.detail
     if isinstance(error, errors.Unavailable):
         assert problem["reason"] == error.reason
+
+
+async def test_a_refusal_without_a_reason_has_its_code(client, engine):
+    engine.error = errors.DeadlineExceeded("late")
+    assert check(await client.post("/generate", json={"model": "faces"}), 504)["reason"] == "deadline-exceeded"
+    assert 'ganymede_rejected_total{reason="deadline-exceeded"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_details_are_cut_short(client):
+    assert len(check(await client.get("/models/" + "x" * 5000), 404)["detail"]) <= 1000
 
 
 async def test_the_unexpected_tells_nothing(client, engine, caplog):
