@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def _train(argv: Sequence[str]) -> int:
     labels = data.train_labels if recipe.classes else None
     trainer = Trainer(
         family, recipe, data.train, labels, log, options,
-        evaluate=_evaluator(data, options, directory) if args.evaluate_kimg > 0 else None,
+        evaluate=_evaluator(data, options, log) if args.evaluate_kimg > 0 else None,
         monitors=[BlowUp()], device=args.device,
     )  # fmt: skip
     if args.resume and last.exists():
@@ -84,14 +86,34 @@ def _train(argv: Sequence[str]) -> int:
         log.say(f"resumed at {trainer.kimg:.1f} kimg")
     log.recipe(_facts(family, recipe, data, args))
     try:
-        trainer.train()
-    except KeyboardInterrupt:
-        checkpoint.save(last, trainer.state())
-        log.say(f"stopped at {trainer.kimg:.1f} kimg; go on with --resume")
-        return 130
+        with _stopped_by_signals(trainer) as interrupted:
+            trainer.train()
     finally:
         log.close()
-    return 0
+    if trainer.stopping:
+        log.say(f"stopped at {trainer.kimg:.1f} kimg; go on with --resume")
+    return 130 if interrupted else 0
+
+
+@contextmanager
+def _stopped_by_signals(trainer: Trainer) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM end the run after the iteration in progress: half of one could not be resumed exactly.
+
+    A second SIGINT ends at once. Yields the list of signals that came.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        trainer.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -119,6 +141,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 def _evaluate(argv: Sequence[str]) -> int:
     from training.evaluation import report, sample_count
+    from training.evaluation.evaluator import NEIGHBOURS
 
     parser = argparse.ArgumentParser(prog="python -m training evaluate")
     parser.add_argument("--run", required=True, help="the run's directory")
@@ -132,6 +155,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     run = exporting.read_run(Path(args.run), args.checkpoint)
     data = _data_of(run, args)
     count = sample_count(data, args.samples)
+    if count <= NEIGHBOURS:
+        need = f"more than {NEIGHBOURS} --samples and {2 * NEIGHBOURS + 1} held-out images"
+        raise DataError(f"needs {need}; there are {args.samples} and, in {data.name}, {len(data.test)}")
     labels = np.arange(count, dtype=np.int64) % run.recipe.classes if run.recipe.classes else None
     document = report(
         run.sample(range(count), labels), data, untrained=_untrained(run, count, labels), samples=args.samples,
@@ -207,10 +233,15 @@ def _fitted(recipe: Recipe, family: Family, data: ImageSet) -> Recipe:
     return recipe.replaced(classes=classes)
 
 
-def _evaluator(data: ImageSet, options: TrainOptions, directory: Path) -> Callable[[np.ndarray], Mapping[str, float]]:
-    from training.evaluation import Evaluator
+def _evaluator(
+    data: ImageSet, options: TrainOptions, log: RunLog
+) -> Callable[[np.ndarray], Mapping[str, float]] | None:
+    from training.evaluation.evaluator import NEIGHBOURS, Evaluator
 
-    return Evaluator(data.test, samples=options.evaluate_samples, cache=directory / "features")
+    if min(len(data.test), options.evaluate_samples) <= NEIGHBOURS:
+        log.say(f"{len(data.test)} held-out images are too few to evaluate: training without, and without best.pt")
+        return None
+    return Evaluator(data.test, samples=options.evaluate_samples, cache=log.directory / "features")
 
 
 def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namespace) -> dict[str, Any]:

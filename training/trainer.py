@@ -97,11 +97,16 @@ class Trainer:
         # Asked once: the tree may change while this process goes on running what it has loaded.
         self.commit = source_commit()
         self.iteration, self.best, self.seconds = 0, float("inf"), 0.0
+        self.stopping = False
 
     @property
     def kimg(self) -> float:
         """Real images shown, in thousands."""
         return self.sampler.shown / 1000
+
+    def stop(self) -> None:
+        """End `train` after the iteration in progress, with a checkpoint; safe to call from a signal's handler."""
+        self.stopping = True
 
     def train(self) -> None:
         """Run to the recipe's end (or `stop_after_s`), leaving `last.pt` and, when evaluated, `best.pt`."""
@@ -113,8 +118,9 @@ class Trainer:
             self.seconds = spent + time.monotonic() - started
             for name, value in stats.items():
                 sums.setdefault(name, []).append(value)
-            out_of_time = 0 < self.options.stop_after_s <= time.monotonic() - started
-            last = self.kimg >= self.recipe.total_kimg or out_of_time
+            if 0 < self.options.stop_after_s <= time.monotonic() - started:
+                self.stop()
+            last = self.kimg >= self.recipe.total_kimg or self.stopping
             if self.kimg >= due["tick"] or last:
                 due["tick"] = self.kimg + self.options.tick_kimg
                 self._tick({name: float(np.mean(values)) for name, values in sums.items()})
@@ -123,10 +129,10 @@ class Trainer:
                 due["snapshot"] = self.kimg + self.options.snapshot_kimg
                 self.log.samples(self.kimg, self.sample(range(64), _grid_labels(self.recipe, 64)))
                 checkpoint.save(self.log.directory / "last.pt", self.state())
-            if self.evaluate is not None and (self.kimg >= due["evaluate"] or last):
+            if self.evaluate is not None and (self.kimg >= due["evaluate"] or (last and not self.stopping)):
                 due["evaluate"] = self.kimg + self.options.evaluate_kimg
                 self._evaluate(self.evaluate)
-            if out_of_time:
+            if self.stopping:
                 break
 
     def step(self) -> dict[str, float]:

@@ -1,0 +1,181 @@
+"""The command line over real files: what it lists, refuses in one line, leaves behind when interrupted."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+from tinytraining import differing
+
+from training import checkpoint
+from training.__main__ import COMMANDS, main
+from training.families import FAMILIES
+from training.losses import OBJECTIVES
+from training.trainer import Trainer
+
+TINY = ["--threads", "1", "--size", "8", "--kimg", "0.04"]
+TINY += [f"--set={field}" for field in ("generator_width=4", "discriminator_width=4", "batch_size=8", "latent_dim=4")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Thirty images in two classes: dark and bright noise."""
+    root = tmp_path_factory.mktemp("own")
+    random = np.random.default_rng(0)
+    for name, low, high in (("dark", 0, 100), ("bright", 150, 256)):
+        (root / name).mkdir()
+        for index in range(15):
+            Image.fromarray(random.integers(low, high, (8, 8), dtype=np.uint8)).save(root / name / f"{index}.png")
+    return root
+
+
+def train(folder, run, *more, family="gan"):
+    command = ["train", "--family", family, "--data", str(folder), "--run", str(run), "--evaluate-kimg", "0"]
+    return main([*command, *TINY, *more])
+
+
+def test_families_lists_everything(capsys):
+    assert main(["families"]) == 0
+    out = capsys.readouterr().out
+    for family in FAMILIES.values():
+        assert family.name in out and family.paper in out
+        for recipe in family.recipes.values():
+            assert f"{recipe.size} px, {recipe.objective}, {recipe.total_kimg:.0f} kimg" in out
+    assert all(objective in out.splitlines()[-1] for objective in OBJECTIVES)
+    assert out.count("(needs labels)") == sum(family.conditional for family in FAMILIES.values())
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0 and main([]) == 2
+    out = capsys.readouterr().out
+    assert all(out.count(f"\n  {name} ") == 2 for name in COMMANDS)
+    assert main(["trian"]) == 2
+    assert "'trian' is none of data, train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--family", "stylegan9"], "--family is 'stylegan9', must be one of gan, dcgan, cgan"),
+        (["--recipe", "ancient"], "--recipe is 'ancient', gan has paper, modern"),
+        (["--objective", "dice"], "objective is 'dice', must be one of minimax"),
+        (["--set", "r1_gama=1"], "no field 'r1_gama'; did you mean r1_gamma"),
+        (["--set", "r1_gamma"], "write FIELD=VALUE"),
+        (["--set", "r1_gamma=much"], "r1_gamma is 'much', must be a number"),
+        (["--set", "augment=sepia"], "augment names 'sepia'"),
+        (["--set", "architecture=mpl"], "architecture is 'mpl', this family builds mlp, paper"),
+        (["--kimg", "0"], "total_kimg is 0.0, must be above 0"),
+        (["--size", "0"], "size is 0, must be at least 1"),
+        (["--family", "dcgan", "--size", "9"], "size is 9, must be 4 to 7 px doubled"),
+        (["--data", "no/such/place"], "'no/such/place' is neither a prepared set nor an existing path"),
+        (["--device", "cuda:99"], "--device is 'cuda:99', but torch sees no CUDA device"),
+    ],
+)
+def test_bad_input_is_one_clear_line(folder, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert train(folder, tmp_path / "run", *arguments) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith((str(folder), "  "))]
+    assert line.startswith("python -m training train: ") and message in line
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_a_conditional_family_on_unlabelled_images(folder, tmp_path, capsys):
+    assert train(folder / "dark", tmp_path / "run", family="cgan") == 1
+    assert "family cgan needs labelled images, dark has no classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_no_run_there(tmp_path, capsys, command):
+    more = ["--name", "x", "--models", str(tmp_path)] if command == "export" else []
+    assert main([command, "--run", str(tmp_path / "nothing"), *more]) == 1
+    assert f"python -m training {command}: {tmp_path / 'nothing'}: no run there" in capsys.readouterr().err
+
+
+def test_train_leaves_a_whole_run(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(folder, run, "--seed", "5", family="cgan") == 0
+    facts = json.loads((run / "recipe.json").read_text())
+    assert (facts["family"], facts["seed"], facts["threads"], facts["device"]) == ("cgan", 5, 1, "cpu")
+    assert facts["data"]["classes"] == ["bright", "dark"] and facts["data"]["train"] + facts["data"]["test"] == 30
+    assert facts["recipe"]["classes"] == 2 and facts["recipe"]["size"] == 8 and facts["recipe"]["total_kimg"] == 0.04
+    rows = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert rows[-1]["kimg"] == 0.04
+    assert list((run / "samples").glob("*.png")) and checkpoint.load(run / "last.pt")["iteration"] == 5
+    err = capsys.readouterr().err
+    assert "30 images used" in err and "img/s" in err
+    assert train(folder, run, family="cgan") == 1
+    assert "already holds a run: add --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_equals_uninterrupted(number, folder, tmp_path, monkeypatch, capsys):
+    assert train(folder, tmp_path / "whole") == 0
+    real = Trainer.step
+
+    def step(self):
+        if self.iteration == 2:  # in the middle of the third iteration, which is finished all the same
+            signal.raise_signal(number)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        assert train(folder, tmp_path / "broken") == 130
+    assert "stopped at 0.0 kimg; go on with --resume" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "broken" / "last.pt")["iteration"] == 3
+    assert train(folder, tmp_path / "broken", "--resume") == 0
+    assert "resumed at" in capsys.readouterr().err
+    ends = [checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "broken")]
+    assert differing(*ends) == []
+
+
+def test_resume_refuses_a_set_that_has_changed(folder, tmp_path, capsys):
+    assert train(folder, tmp_path / "run") == 0
+    assert train(folder / "dark", tmp_path / "run", "--resume") == 1
+    assert "the checkpoint does not fit this run" in capsys.readouterr().err
+
+
+def test_too_few_held_out_images_train_without_evaluation(folder, tmp_path, capsys):
+    assert train(folder / "dark", tmp_path / "run", "--evaluate-kimg", "0.01") == 0
+    assert "held-out images are too few to evaluate: training without" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--threads", "1"]) == 1
+    assert "needs more than 5 --samples and 11 held-out images; there are" in capsys.readouterr().err
+
+
+class Rows:
+    """A stand-in for the pretrained network, which the tests of features and evaluation exercise: rows' means."""
+
+    space, fingerprint = "lite0", "rows-1"
+
+    def __call__(self, images):
+        return images.reshape(len(images), -1).astype(np.float32)[:, ::8] / 255
+
+
+def test_train_and_evaluate(tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(1)
+    (tmp_path / "many").mkdir()
+    for index in range(160):
+        image = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
+        image.save(tmp_path / "many" / f"{index}.png")
+    monkeypatch.setattr("training.evaluation.evaluator.Lite0Features", Rows)
+    run = tmp_path / "run"
+    assert train(tmp_path / "many", run, "--evaluate-kimg", "0.02", "--evaluate-samples", "8") == 0
+    rows = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    judged = [row for row in rows if row["kind"] == "evaluation"]
+    assert [row["kimg"] for row in judged] == [0.024, 0.04]
+    best = checkpoint.load(run / "best.pt")
+    assert best["best"] == min(row["kid_lite0"] for row in judged)
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--threads", "1", "--samples", "6"]) == 0
+    out = capsys.readouterr().out
+    document = json.loads((run / "evaluation.json").read_text())
+    assert out.strip() == (run / "evaluation.md").read_text().strip() == document["table"].strip()
+    assert document["checkpoint"] == checkpoint.digest(run / "last.pt")
+    assert (document["samples"], document["kimg"]) == (6, 0.04)
+    assert {row["metric"] for row in document["metrics"]} >= {"KID-lite0", "FD-lite0", "recall"}
+    from training.export import read_evaluation, read_run
+
+    assert read_evaluation(read_run(run)) == document
+    (tmp_path / "many" / "0.png").unlink()
+    assert main(["evaluate", "--run", str(run), "--threads", "1", "--samples", "6"]) == 1
+    assert "has changed since the run was trained on it" in capsys.readouterr().err
