@@ -95,11 +95,12 @@ def test_every_field_has_a_docstring_or_speaks_for_itself():
     """A reason or a unit stands beside each default; checked in the source, for dataclasses drop it."""
     import ast
     import inspect
+    import itertools
 
     body = ast.parse(inspect.getsource(Recipe)).body[0].body
     undocumented = {
         node.target.id
-        for node, after in zip(body, body[1:], strict=False)
+        for node, after in itertools.pairwise(body)
         if isinstance(node, ast.AnnAssign)
         and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
     }

@@ -1,0 +1,53 @@
+"""The card says what was recorded, and nothing that was not."""
+
+from tinytraining import facts_of, shrunk
+
+from training import card
+
+
+def rendered(family="cgan", recipe="modern", evaluation=None, **facts):
+    chosen = shrunk(family, recipe)
+    recorded = {**facts_of(chosen, family), **facts}
+    return card.render("model-8", recorded, chosen, "arXiv:1 Title", 1_234_500, 3660.0, evaluation)
+
+
+def test_facts():
+    text = rendered(seed=7, commit="abc123")
+    assert text.startswith("# model-8\n")
+    for fact in ("8 x 8 px, grey, 3 classes: class 0, class 1, class 2", "Family**: cgan, recipe `modern`",
+                 "objective `relativistic`", "arXiv:1 Title", "noise, 24 images (CC0-1.0); 0 held out",
+                 "61 minutes", "1 CPU thread shared", "seed 7", "source abc123", "one row per class"):  # fmt: skip
+        assert fact in text, fact
+    assert "1,234 kimg" in text or "1,235 kimg" in text
+    assert "Not evaluated." in text and "Departures" not in text
+
+
+def test_unconditional_in_colour():
+    text = rendered("dcgan")
+    assert "RGB, unconditional." in text and "one row per class" not in text
+
+
+def test_departures_from_the_paper_are_listed():
+    text = rendered("cgan", "paper")
+    assert "## Departures from the paper" in text and "- schedule: linear decay" in text
+
+
+def test_evaluation_is_quoted():
+    text = rendered(evaluation={"samples": 5000, "table": "| | KID |\n|---|---|\n| this model | 0.01 |\n"})
+    assert "5,000 samples at truncation 1" in text and "| this model | 0.01 |" in text and "Not evaluated" not in text
+
+
+def test_unsettled_licences_are_not_passed_on():
+    data = {**facts_of(shrunk("cgan"), "cgan")["data"], "license": "unknown"}
+    text = rendered(data=data)
+    assert "unknown; settle it before you pass the weights on." in text and "same terms" not in text
+
+
+def test_another_device_is_named():
+    text = rendered(device="cuda")
+    assert "wall-clock time on cuda, seed" in text and "CPU thread" not in text
+
+
+def test_drawn_faces_are_called_drawings():
+    data = {**facts_of(shrunk("cgan"), "cgan")["data"], "name": "faces"}
+    assert "not photographs of people" in rendered(data=data) and "photographs" not in rendered()
