@@ -183,4 +183,10 @@ _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("ganymede_run_seconds", "Seconds that lanes spent in runs.", lambda stats: stats.run_s_total),
     ("ganymede_rows_apart", "Rows run again alone after their batch failed.", lambda stats: stats.apart_total),
     ("ganymede_run_failures", "Runs that raised or answered wrongly.", lambda stats: stats.failures_total),
+    ("ganymede_runs_hung", "Runs that did not come back in time and were ended.", lambda stats: stats.hung_total),
+    (
+        "ganymede_lanes_replaced",
+        "Lanes given up because their run could not be ended.",
+        lambda stats: stats.lanes_replaced_total,
+    ),
 )

@@ -40,7 +40,7 @@ class FakeSession:
         self.batches = []
         self.hiccups = 0
 
-    def run(self, inputs):
+    def run(self, inputs, watch=None):
         self.batches.append(inputs["x"][:, 0].tolist())
         if self.hiccups:
             self.hiccups -= 1

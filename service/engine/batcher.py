@@ -9,6 +9,7 @@ Everything but the session's run happens on the event loop's thread, so nothing 
 import asyncio
 import bisect
 import contextlib
+import logging
 import math
 import time
 from collections import Counter
@@ -19,14 +20,21 @@ from typing import TypeVar
 import numpy as np
 
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
-from service.engine.session import Array, Arrays, Session
-from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded
+from service.engine.session import Array, Arrays, Session, Watch
+from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded, RunFailed
 
 K = TypeVar("K", int, str)
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 
 FIRST, LAST, USUAL = 1, 9, 5
 """Priorities: 1 goes first, 9 last; 5 where nobody asks."""
+
+HANG_FACTOR = 50.0
+"""A run hangs when it takes this many times what its rows were measured to take, and `run_timeout_s` at least."""
+TERMINATE_S = 2.0
+"""Seconds that a run which was told to end gets for its node to finish, before its lane is given up."""
+
+log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.2  # weight of the newest run in the measured seconds per row: follows a change within about ten runs
 
@@ -164,6 +172,8 @@ class BatcherStats:
     apart_total: int
     ended_total: dict[str, int]
     rejected_total: dict[str, int]
+    hung_total: int = 0
+    lanes_replaced_total: int = 0
 
 
 def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
@@ -182,6 +192,8 @@ def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
         apart_total=sum(graph.apart_total for graph in graphs),
         ended_total=_sum_counts(graph.ended_total for graph in graphs),
         rejected_total=_sum_counts(graph.rejected_total for graph in graphs),
+        hung_total=sum(graph.hung_total for graph in graphs),
+        lanes_replaced_total=sum(graph.lanes_replaced_total for graph in graphs),
     )
 
 
@@ -192,6 +204,18 @@ def _sum_counts(counts: Iterable[Mapping[K, int]]) -> dict[K, int]:
     return dict(total)
 
 
+@dataclass(eq=False, slots=True)
+class _Run:
+    """What one lane is doing. `seen`: the session calls that its watcher has given their time."""
+
+    lane: int
+    decision: Decision
+    started_s: float
+    watch: Watch
+    seen: int = 1
+    timer: asyncio.TimerHandle | None = None
+
+
 class Batcher:
     """The queue and lanes of one graph. Made and used on one event loop.
 
@@ -200,6 +224,8 @@ class Batcher:
         policy: see `BatchPolicy`.
         max_queue_rows: rows that may wait; beyond it `submit` refuses.
         row_s: measured seconds of one lane per row, to begin predictions with; the runs themselves correct it.
+        run_s: measured seconds of a run of so many rows, where a cost curve is known.
+        run_timeout_s: seconds below which no run is held to hang; see `HANG_FACTOR`.
         name: for threads and errors.
         make_lane: the threads; tests put in lanes of their own.
     """
@@ -211,6 +237,8 @@ class Batcher:
         *,
         max_queue_rows: int = 1024,
         row_s: float = 0.01,
+        run_s: Callable[[int], float] | None = None,
+        run_timeout_s: float = 10.0,
         name: str = "model",
         make_lane: Callable[[str], Lane] = ThreadLane,
     ) -> None:
@@ -219,9 +247,12 @@ class Batcher:
         self.max_queue_rows = max_queue_rows
         self._loop = asyncio.get_running_loop()
         self._sessions = list(sessions)
+        self._make_lane = make_lane
         self._lanes = [make_lane(f"{name} lane {index}") for index in range(len(sessions))]
+        self._run_s_of = run_s
+        self._run_timeout_s = run_timeout_s
         self._free = list(range(len(sessions)))
-        self._running: dict[int, tuple[float, int]] = {}  # lane -> (started, rows)
+        self._running: dict[int, _Run] = {}
         self._queue: list[Entry] = []
         self._queue_rows = 0
         self._live: set[Entry] = set()
@@ -230,7 +261,7 @@ class Batcher:
         self._accepting = True
         self._idle: asyncio.Future[None] | None = None
         self._row_s = row_s
-        self._runs = self._rows = self._failures = self._apart = 0
+        self._runs = self._rows = self._failures = self._apart = self._hung = self._replaced = 0
         self._run_s = 0.0
         self._batch_rows: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
@@ -275,7 +306,7 @@ class Batcher:
         if self._free and not rows_ahead:
             return 0.0
         now_s = time.monotonic()
-        ends = [started_s + rows * self._row_s - now_s for started_s, rows in self._running.values()]
+        ends = [run.started_s + run.decision.rows * self._row_s - now_s for run in self._running.values()]
         first_s = 0.0 if self._free else max(0.0, min(ends, default=0.0))
         return first_s + rows_ahead * self._row_s / len(self._lanes)
 
@@ -296,6 +327,8 @@ class Batcher:
             apart_total=self._apart,
             ended_total=dict(self._ended),
             rejected_total=dict(self._rejected),
+            hung_total=self._hung,
+            lanes_replaced_total=self._replaced,
         )
 
     async def drain(self, timeout_s: float) -> bool:
@@ -316,6 +349,8 @@ class Batcher:
     async def close(self, timeout_s: float = 5.0) -> bool:
         """End what is left and stop the lanes; False where a run still hangs after the timeout."""
         await self.drain(0.0)
+        for run in self._running.values():
+            run.watch.terminate()  # nobody waits for it any more
         stopped = await asyncio.gather(*(asyncio.to_thread(lane.close, timeout_s) for lane in self._lanes))
         return all(stopped)
 
@@ -364,21 +399,58 @@ class Batcher:
 
     def _start(self, lane: int, decision: Decision) -> None:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop
-        self._running[lane] = (time.monotonic(), decision.rows)
+        run = _Run(lane, decision, time.monotonic(), Watch())
+        self._running[lane] = run
         parts = [_rows(part) for part in slices]
 
         def job() -> None:
-            outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended)
+            outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
-                loop.call_soon_threadsafe(self._finish, lane, decision, outcome)
+                loop.call_soon_threadsafe(self._finish, run, outcome)
 
+        run.timer = loop.call_later(self.bound_s(decision.rows), self._look_after, run)
         self._lanes[lane].start(job)
 
-    def _finish(self, lane: int, decision: Decision, outcome: Outcome) -> None:
+    def bound_s(self, rows: int) -> float:
+        """Seconds after which one session call of so many rows is held to hang."""
+        curve_s = 0.0 if self._run_s_of is None else self._run_s_of(rows)
+        return max(self._run_timeout_s, HANG_FACTOR * max(curve_s, rows * self._row_s))
+
+    def _look_after(self, run: _Run) -> None:
+        """A run's time is up: wait on where it moves, else fail its entries and tell it to end."""
+        if run.watch.loading or run.watch.calls > run.seen:
+            run.seen = max(run.seen, run.watch.calls)
+            run.timer = self._loop.call_later(self.bound_s(run.decision.rows), self._look_after, run)
+            return
+        self._hung += 1
+        run.watch.terminate()
+        run.timer = self._loop.call_later(TERMINATE_S, self._replace, run)
+        seconds = time.monotonic() - run.started_s
+        log.error("%s: a run of %d rows hangs since %.1f s; ending it", self.name, run.decision.rows, seconds)
+        for part in run.decision.slices:
+            self._end(part.entry, RunFailed(f"{self.name}: the run did not come back"), "failed")
+
+    def _replace(self, run: _Run) -> None:
+        """Give up a lane whose run did not end when it was told to; another takes its place."""
+        lane = run.lane
+        del self._running[lane]
+        self._replaced += 1
+        log.error("%s: lane %d does not come back; it is replaced, its thread is lost", self.name, lane)
+        self._lanes[lane].close(0.0)
+        self._lanes[lane] = self._make_lane(f"{self.name} lane {lane} ({self._replaced})")
+        self._free.append(lane)
+        self._dispatch()
+
+    def _finish(self, run: _Run, outcome: Outcome) -> None:
         """A lane is free again: answer its entries, then let it take what is queued."""
+        lane, decision = run.lane, run.decision
+        if self._running.get(lane) is not run:
+            return  # given up long ago, and answered then
+        if run.timer is not None:
+            run.timer.cancel()
         del self._running[lane]
         self._free.append(lane)
-        self._count(decision.rows, outcome)
+        self._count(decision.rows, outcome, run.watch.terminated)
         for part, answer in zip(decision.slices, outcome.answers, strict=True):
             entry = part.entry
             if entry.ended:
@@ -395,7 +467,7 @@ class Batcher:
                 self._end(entry, _assemble(entry), "answered")
         self._dispatch()
 
-    def _count(self, rows: int, outcome: Outcome) -> None:
+    def _count(self, rows: int, outcome: Outcome, terminated: bool) -> None:
         seconds = outcome.ended_s - outcome.started_s
         self._runs += outcome.runs
         self._rows += rows
@@ -404,7 +476,7 @@ class Batcher:
         self._batch_rows[rows] += 1
         if outcome.runs > 1:
             self._apart += 1
-        else:
+        elif not terminated:
             self._row_s += _SMOOTHING * (seconds / rows - self._row_s)
 
     def _expire(self, entry: Entry) -> None:

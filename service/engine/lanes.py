@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from service.engine.session import Array, Arrays, Session, check_outputs
+from service.engine.session import Array, Arrays, Session, Watch, check_outputs
 from service.errors import GanymedeError, RunFailed
 
 
@@ -64,48 +64,52 @@ class Outcome:
     failures: int
 
 
-def run_parts(session: Session, parts: Sequence[Arrays], wanted: Callable[[int], bool]) -> Outcome:
+def run_parts(
+    session: Session, parts: Sequence[Arrays], wanted: Callable[[int], bool], watch: Watch | None = None
+) -> Outcome:
     """Run several requests' rows as one batch; where that fails, every row apart, so that a bad one fails alone.
 
     Args:
         session: called on this thread.
         parts: each request's rows; all of one shape signature.
         wanted: whether anyone still waits for part i; asked before its rows run apart.
+        watch: counts the session calls; a run that it ended is not run again.
 
     Returns:
         Never raises: what went wrong stands in the part's place.
     """
     started_s = time.monotonic()
+    watch = watch or Watch()
     try:
-        answers, runs, failures = _answers(session, parts, wanted)
+        answers, runs, failures = _answers(session, parts, wanted, watch)
     except BaseException as error:  # a lane that died would leave its waiters unanswered
         answers, runs, failures = [_failure(session, error) for _ in parts], 1, 1
     return Outcome(tuple(answers), started_s, time.monotonic(), runs, failures)
 
 
 def _answers(
-    session: Session, parts: Sequence[Arrays], wanted: Callable[[int], bool]
+    session: Session, parts: Sequence[Arrays], wanted: Callable[[int], bool], watch: Watch
 ) -> tuple[list[dict[str, Array] | GanymedeError], int, int]:
     """The answers, the session calls that it took, and how many of them failed."""
     sizes = [len(next(iter(part.values()))) for part in parts]
     try:
-        whole = _run(session, _join(parts))
+        whole = _run(session, _join(parts), watch)
         ends = list(itertools.accumulate(sizes))
         bounds = zip([0, *ends], ends, strict=False)
         return [{name: array[a:b] for name, array in whole.items()} for a, b in bounds], 1, 0
     except RunFailed as error:
-        if sum(sizes) == 1:
-            return [error], 1, 1
+        if sum(sizes) == 1 or watch.terminated:
+            return [error for _ in parts], 1, 1
     runs, failures = 1, 1
     answers: list[dict[str, Array] | GanymedeError] = []
     for index, (part, rows) in enumerate(zip(parts, sizes, strict=True)):
         singles = []
         try:
             for row in range(rows):
-                if not wanted(index):
+                if watch.terminated or not wanted(index):
                     raise RunFailed("nobody waits for these rows any more")
                 runs += 1
-                singles.append(_run(session, {name: array[row : row + 1] for name, array in part.items()}))
+                singles.append(_run(session, {name: array[row : row + 1] for name, array in part.items()}, watch))
             answers.append(_join(singles))
         except RunFailed as error:
             failures += 1
@@ -113,10 +117,11 @@ def _answers(
     return answers, runs, failures
 
 
-def _run(session: Session, inputs: Arrays) -> dict[str, Array]:
+def _run(session: Session, inputs: Arrays, watch: Watch) -> dict[str, Array]:
     """One session call, its answers checked; whatever goes wrong is a RunFailed."""
+    watch.calls += 1
     try:
-        outputs = session.run(inputs)
+        outputs = session.run(inputs, watch)
         check_outputs(session.spec, inputs, outputs)
     except RunFailed:
         raise

@@ -37,6 +37,10 @@ class EngineOptions:
     versions_kept: int = 2
     """Newest versions of each model that are served at once, so that a pinned `name@1` outlives the arrival of 2."""
 
+    run_timeout_s: float = 10.0
+    """Seconds below which no run is held to hang. Above it: 50 times what so many rows were measured to take at load.
+    A run beyond both is ended and its requests fail; choose it longer than the slowest honest run under full load."""
+
     profile_s: float = 1.0
     """Seconds, at most, that measuring one model at load may take. 0 measures nothing: one thread per lane, a lane per
     core, batches up to `max_batch`; whether rows are independent is checked all the same."""
@@ -51,6 +55,8 @@ class EngineOptions:
                 raise ValueError(f"{name}: {value} is below 1")
         if self.poll_models_s is not None and self.poll_models_s <= 0:
             raise ValueError(f"poll_models_s: {self.poll_models_s} is not above 0; None turns polling off")
+        if not self.run_timeout_s > 0:
+            raise ValueError(f"run_timeout_s: {self.run_timeout_s} is not above 0")
         if self.profile_s < 0:
             raise ValueError(f"profile_s: {self.profile_s} is below 0")
         if not self.providers:

@@ -65,6 +65,16 @@ class Plan:
     costs: tuple[tuple[int, float], ...] = ()
     source: str = "measured"
 
+    def run_s(self, rows: int) -> float:
+        """Seconds of a run of so many rows, by the measured curve: the next larger run's, or in proportion beyond."""
+        for measured, seconds in self.costs:
+            if measured >= rows:
+                return seconds
+        if not self.costs:
+            return rows * self.row_s
+        measured, seconds = self.costs[-1]
+        return rows * seconds / measured
+
     @property
     def policy(self) -> BatchPolicy:
         """For the batcher."""

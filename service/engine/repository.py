@@ -276,6 +276,8 @@ class Repository:
                 plan.policy,
                 max_queue_rows=self._options.max_queue_rows,
                 row_s=plan.row_s,
+                run_s=plan.run_s,
+                run_timeout_s=self._options.run_timeout_s,
                 name=prepared.manifest.ref,
             )
             graphs[name] = LoadedGraph(prepared.manifest.graphs[name], plan, batcher, why)

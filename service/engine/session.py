@@ -28,13 +28,38 @@ _DTYPES = {"uint8": np.dtype(np.uint8), "float32": np.dtype(np.float32), "int64"
 log = logging.getLogger(__name__)
 
 
+class Watch:
+    """What a lane's thread and whoever watches it know of one job between them.
+
+    Attributes:
+        calls: session calls begun so far; while it grows the job moves.
+        loading: a session is being made, which may take longer than any run.
+        terminated: the run was told to end.
+    """
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+        self.calls = 0
+        self.loading = False
+        self.terminated = False
+
+    def terminate(self) -> None:
+        """End the run that is under way, and those that follow, as soon as the graph's next node would begin."""
+        self.terminated = True
+        self.options.terminate = True
+
+
 class Session(Protocol):
     """Called from worker threads, several at once. Rows lie along axis 0 and never influence one another."""
 
     spec: GraphSpec
 
-    def run(self, inputs: Arrays) -> dict[str, Array]:
+    def run(self, inputs: Arrays, watch: Watch | None = None) -> dict[str, Array]:
         """Answer every output of the spec for these rows.
+
+        Args:
+            inputs: every input of the spec.
+            watch: by which another thread may end the run.
 
         Raises:
             RunFailed: the run raised.
@@ -71,10 +96,11 @@ class OrtSession:
         self._outputs = [tensor.name for tensor in spec.outputs]
         check_signature(spec, self._session.get_inputs(), self._session.get_outputs(), model=model)
 
-    def run(self, inputs: Arrays) -> dict[str, Array]:
+    def run(self, inputs: Arrays, watch: Watch | None = None) -> dict[str, Array]:
         """See `Session.run`. The GIL is released while ONNX Runtime computes."""
+        options = None if watch is None else watch.options
         try:
-            answers = self._session.run(self._outputs, dict(inputs))
+            answers = self._session.run(self._outputs, dict(inputs), options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise RunFailed(f"{self.model}: the run failed: {str(error).splitlines()[0][:300]}") from error
         return dict(zip(self._outputs, answers, strict=True))

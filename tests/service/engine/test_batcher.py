@@ -309,6 +309,7 @@ SHAPE = st.fixed_dictionaries(
         "max_batch": st.integers(1, 5),
         "min_share": st.integers(1, 3),
         "max_queue_rows": st.integers(4, 20),
+        "run_timeout_s": st.sampled_from([4.0, 1e6]),
     }
 )
 
@@ -354,11 +355,15 @@ async def interleave(shape, steps, drain):
             assert argument["timeout_s"] is not None
         elif isinstance(error, NotReady):
             assert drain
+        elif "did not come back" in str(error):
+            assert bench.batcher.stats().hung_total
         else:
             lone = isinstance(error, RunFailed) and "hiccup" in str(error)  # a row that runs alone is not run again
             assert isinstance(error, Overloaded) or lone or (isinstance(error, RunFailed) and argument["poison"])
     assert bench.at_rest()
     stats = bench.batcher.stats()
+    assert len(bench.lanes) == shape["lanes"] + stats.lanes_replaced_total and stats.lanes == shape["lanes"]
+    assert stats.lanes_replaced_total <= stats.hung_total
     refused = sum(stats.rejected_total.values())
     never_begun = len(sent) - refused - sum(stats.ended_total.values())
     cancelled = sum(task.cancelled() for task, _, _ in sent)
