@@ -236,12 +236,13 @@ def _fitted(recipe: Recipe, family: Family, data: ImageSet) -> Recipe:
 def _evaluator(
     data: ImageSet, options: TrainOptions, log: RunLog
 ) -> Callable[[np.ndarray], Mapping[str, float]] | None:
+    """Figures against training images: `best.pt` must not be chosen on the held-out ones that judge it later."""
     from training.evaluation.evaluator import NEIGHBOURS, Evaluator
 
-    if min(len(data.test), options.evaluate_samples) <= NEIGHBOURS:
-        log.say(f"{len(data.test)} held-out images are too few to evaluate: training without, and without best.pt")
+    if (count := min(len(data.train), options.evaluate_samples)) <= NEIGHBOURS:
+        log.say(f"{count} images are too few to evaluate: training without, and without best.pt")
         return None
-    return Evaluator(data.test, samples=options.evaluate_samples, cache=log.directory / "features")
+    return Evaluator(data.train, samples=options.evaluate_samples, cache=log.directory / "features")
 
 
 def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namespace) -> dict[str, Any]:

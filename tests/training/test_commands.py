@@ -135,9 +135,10 @@ def test_resume_refuses_a_set_that_has_changed(folder, tmp_path, capsys):
     assert "the checkpoint does not fit this run" in capsys.readouterr().err
 
 
-def test_too_few_held_out_images_train_without_evaluation(folder, tmp_path, capsys):
-    assert train(folder / "dark", tmp_path / "run", "--evaluate-kimg", "0.01") == 0
-    assert "held-out images are too few to evaluate: training without" in capsys.readouterr().err
+def test_too_few_images_train_without_evaluation(folder, tmp_path, capsys):
+    few = ("--evaluate-kimg", "0.01", "--evaluate-samples", "5")
+    assert train(folder / "dark", tmp_path / "run", *few) == 0
+    assert "5 images are too few to evaluate: training without" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--threads", "1"]) == 1
     assert "needs more than 5 --samples and 11 held-out images; there are" in capsys.readouterr().err
 
