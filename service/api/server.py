@@ -54,7 +54,7 @@ class DrainingServer(uvicorn.Server):
     """uvicorn stops accepting at once on SIGTERM, while a balancer still sends. Here readiness turns first.
 
     SIGTERM: `/readyz` answers 503; after `drain_delay_s` the port closes; accepted requests finish within
-    `drain_timeout_s`. SIGINT (Ctrl+C) skips the delay. A second signal ends at once.
+    `drain_timeout_s`. SIGINT (Ctrl+C) skips the delay. A second signal ends the delay, a third cuts off what runs.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
@@ -74,7 +74,8 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; called in the main thread between two bytecodes."""
         if self.parts.draining or self._loop is None:
-            self.should_exit = self.force_exit = True
+            self.force_exit = self.should_exit
+            self.should_exit = True
             return
         self.parts.draining = True
         delay_s = 0.0 if sig == signal.SIGINT else self.parts.settings.drain_delay_s

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--profile-s", "0", "--providers", "cpu", "--lanes", "1"]
@@ -51,7 +50,7 @@ def wait_for(look, timeout_s: float = 60.0):
 
 
 def test_serves_and_drains(tiny_models):
-    with served(tiny_models, "--drain-delay-s", "1.5", "--log-format", "json") as (process, address, lines):
+    with served(tiny_models, "--drain-delay-s", "300", "--log-format", "json") as (process, address, lines):
         reply = httpx.post(f"{address}/generate", json={"model": "tiny-rgb", "seed": 7})
         assert reply.status_code == 200 and reply.headers["x-seed"] == "7"
         assert httpx.post(f"{address}/models/tiny-rgb/load").status_code == 403
@@ -62,9 +61,8 @@ def test_serves_and_drains(tiny_models):
             f"{address}/generate", json={"model": "tiny-rgb", "seed": 7}
         )  # the balancer has not seen it yet
         assert (late.status_code, late.content) == (200, reply.content)
-        assert process.wait(timeout=30) == 0
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{address}/livez")
+        process.send_signal(signal.SIGTERM)  # a second signal ends the delay
+        assert process.wait(timeout=60) == 0
     assert all(line.startswith("{") for line in lines)
     assert not any("Traceback" in line for line in lines)
 
@@ -95,7 +93,7 @@ def test_accepted_requests_finish(tiny_models):
         closed.set()
         thread.join(60)
         assert [reply.status_code for reply in replies] == [200]
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def refuses(address: str) -> bool:

@@ -60,9 +60,8 @@ def test_every_setting_is_told_with_its_default():
     assert sorted(first_column(text)) == sorted(PREFIX + name.upper() for name in Settings.model_fields)
     for name, field in Settings.model_fields.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |"))
-        default = {None: "unset", True: "true", False: "false", ("auto",): "auto"}.get(
-            field.default, str(field.default)
-        )
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        default = {None: "unset", ("auto",): "auto"}.get(field.default, default)
         assert f"| {default} |" in row, row
         assert field.description in row, row
 
