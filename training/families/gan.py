@@ -31,8 +31,10 @@ class Generator(nn.Module):
         else:
             previous = recipe.latent_dim
             for units in (width, 2 * width, 4 * width):
-                layers.append(nn.Linear(previous, units))
-                layers += [nn.BatchNorm1d(units)] if recipe.generator_norm == "batch" else []
+                normed = recipe.generator_norm == "batch"
+                # Batch norm takes the mean away, and with it whatever a bias would add.
+                layers.append(nn.Linear(previous, units, bias=not normed))
+                layers += [nn.BatchNorm1d(units)] if normed else []
                 layers.append(nn.LeakyReLU(0.2))
                 previous = units
         self.body = nn.Sequential(*layers, nn.Linear(previous, pixels))
