@@ -85,6 +85,15 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds below which no run is held to hang (above: 50 x its measured time). A hung run is ended.",
     )
+    device_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Most GPU memory of one session in bytes. Unset: all there is. Set it where models share a device.",
+    )
+    fp16: bool = Field(
+        False,
+        description="Whether TensorRT computes in half precision: faster, but no longer the same bits for a seed.",
+    )
     profile_s: float = Field(
         1.0,
         ge=0,
@@ -171,7 +180,7 @@ class Settings(BaseSettings):
             raise ValueError("names no provider; `auto` takes the best one that works")
         return value
 
-    @field_validator("lanes", "threads_per_lane", "poll_models_s", "cache", mode="before")
+    @field_validator("lanes", "threads_per_lane", "poll_models_s", "cache", "device_memory_bytes", mode="before")
     @classmethod
     def _unset(cls, value: object) -> object:
         return None if isinstance(value, str) and value.lower() in ("", "none", "auto") else value

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.engine.batcher import BatcherStats
 from service.engine.engine import Generated, ModelInfo, ModelStats, Timings
+from service.engine.stats import BatcherStats
 from service.errors import InvalidRequest, NotReady, TooLarge, UnknownModel
 from service.manifest import FileSpec, GenerateSpec, GraphSpec, Manifest, Provenance, Task, TensorSpec, UpscaleSpec
 

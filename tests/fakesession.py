@@ -37,6 +37,7 @@ class FakeSession:
 
     def __init__(self, spec=SPEC):
         self.spec = spec
+        self.max_rows = None
         self.batches = []
         self.hiccups = 0
 

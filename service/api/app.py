@@ -73,6 +73,8 @@ def engine_of(settings: Settings) -> "Engine":
             poll_models_s=settings.poll_models_s,
             versions_kept=settings.versions_kept,
             run_timeout_s=settings.run_timeout_s,
+            device_memory_bytes=settings.device_memory_bytes,
+            fp16=settings.fp16,
             profile_s=settings.profile_s,
             cache=settings.cache,
         )

@@ -13,17 +13,16 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
 from service.engine.session import Array, Arrays, Session, Watch
+from service.engine.stats import BatcherStats
 from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded, RunFailed
 
-K = TypeVar("K", int, str)
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 
 FIRST, LAST, USUAL = 1, 9, 5
@@ -153,55 +152,6 @@ def take(queue: Sequence[Entry], now_s: float, policy: BatchPolicy, free_lanes: 
         slices.append(Slice(entry, entry.taken, entry.taken + rows))
         room -= rows
     return Decision(tuple(slices), expired)
-
-
-@dataclass(frozen=True)
-class BatcherStats:
-    """Gauges as they stand, and totals since the model was loaded."""
-
-    queue_rows: int
-    queue_age_s: float
-    lanes: int
-    lanes_busy: int
-    row_s: float
-    runs_total: int
-    rows_total: int
-    run_s_total: float
-    batch_rows: dict[int, int]
-    failures_total: int
-    apart_total: int
-    ended_total: dict[str, int]
-    rejected_total: dict[str, int]
-    hung_total: int = 0
-    lanes_replaced_total: int = 0
-
-
-def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
-    """A model's graphs together: an image waits for the oldest row and costs the seconds of all."""
-    return BatcherStats(
-        queue_rows=sum(graph.queue_rows for graph in graphs),
-        queue_age_s=max(graph.queue_age_s for graph in graphs),
-        lanes=sum(graph.lanes for graph in graphs),
-        lanes_busy=sum(graph.lanes_busy for graph in graphs),
-        row_s=sum(graph.row_s for graph in graphs),
-        runs_total=sum(graph.runs_total for graph in graphs),
-        rows_total=sum(graph.rows_total for graph in graphs),
-        run_s_total=sum(graph.run_s_total for graph in graphs),
-        batch_rows=_sum_counts(graph.batch_rows for graph in graphs),
-        failures_total=sum(graph.failures_total for graph in graphs),
-        apart_total=sum(graph.apart_total for graph in graphs),
-        ended_total=_sum_counts(graph.ended_total for graph in graphs),
-        rejected_total=_sum_counts(graph.rejected_total for graph in graphs),
-        hung_total=sum(graph.hung_total for graph in graphs),
-        lanes_replaced_total=sum(graph.lanes_replaced_total for graph in graphs),
-    )
-
-
-def _sum_counts(counts: Iterable[Mapping[K, int]]) -> dict[K, int]:
-    total: Counter[K] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(total)
 
 
 @dataclass(eq=False, slots=True)
@@ -385,7 +335,7 @@ class Batcher:
         """Hand the queue to the lanes that are free."""
         self._scheduled = False
         while self._free and self._queue:
-            decision = take(self._queue, self._loop.time(), self.policy, len(self._free))
+            decision = take(self._queue, self._loop.time(), self._policy_of(self._free[-1]), len(self._free))
             for entry in decision.expired:
                 self._expire(entry)
             if not decision.slices:
@@ -396,6 +346,13 @@ class Batcher:
                     self._queue.remove(part.entry)
             self._queue_rows -= decision.rows
             self._start(self._free.pop(), decision)
+
+    def _policy_of(self, lane: int) -> BatchPolicy:
+        """The policy, within what the lane's session has been found to hold in memory."""
+        limit = self._sessions[lane].max_rows
+        if limit is None or limit >= self.policy.max_batch:
+            return self.policy
+        return BatchPolicy(limit, min(limit, self.policy.min_share))
 
     def _start(self, lane: int, decision: Decision) -> None:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop

@@ -24,11 +24,12 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import FIRST, LAST, USUAL, Answer, BatcherStats, sum_stats
+from service.engine.batcher import FIRST, LAST, USUAL, Answer
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
 from service.engine.profile import Plan
 from service.engine.repository import LoadedModel, Repository
+from service.engine.stats import BatcherStats, sum_stats
 from service.errors import FileInvalid, InvalidRequest, NotReady, TaskNotServed
 from service.manifest import Manifest, Task
 
@@ -79,7 +80,7 @@ class ModelInfo:
     loaded_at: float
     providers: tuple[str, ...]
     provider_notes: tuple[str, ...]
-    """Why no better provider was obtained."""
+    """Why no better provider was obtained, and what was done for lack of memory."""
     plans: Mapping[str, Plan]
     """How each graph is run."""
     state: Literal["serving", "draining"]
@@ -292,8 +293,8 @@ def _info(model: LoadedModel) -> ModelInfo:
         manifest=model.manifest,
         folder=model.folder,
         loaded_at=model.loaded_at,
-        providers=tuple(dict.fromkeys(graph.plan.provider for graph in graphs)),
-        provider_notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.why)),
+        providers=tuple(dict.fromkeys(provider for graph in graphs for provider in graph.providers)),
+        provider_notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.notes)),
         plans={name: graph.plan for name, graph in model.graphs.items()},
         state=model.state,
     )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.engine.providers import DeviceOptions
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -41,6 +43,14 @@ class EngineOptions:
     """Seconds below which no run is held to hang. Above it: 50 times what so many rows were measured to take at load.
     A run beyond both is ended and its requests fail; choose it longer than the slowest honest run under full load."""
 
+    device_memory_bytes: int | None = None
+    """Most GPU memory of one session's arena (CUDA) or workspace (TensorRT). None: all there is. Set it where several
+    models or processes share a device; a batch that does not fit is split."""
+
+    fp16: bool = False
+    """Whether TensorRT computes in half precision: about twice as fast, and pixels may differ by a few levels from
+    other providers', so that the same seed is no longer the same bits there."""
+
     profile_s: float = 1.0
     """Seconds, at most, that measuring one model at load may take. 0 measures nothing: one thread per lane, a lane per
     core, batches up to `max_batch`; whether rows are independent is checked all the same."""
@@ -48,8 +58,21 @@ class EngineOptions:
     cache: Path | None = None
     """A writable folder for measured plans, keyed by model, machine and provider; None measures at every start."""
 
+    @property
+    def device(self) -> DeviceOptions:
+        """For the providers."""
+        return DeviceOptions(self.device_memory_bytes, self.fp16, self.cache)
+
     def __post_init__(self) -> None:
-        for name in ("lanes", "threads_per_lane", "max_batch", "max_queue_rows", "max_images", "versions_kept"):
+        for name in (
+            "lanes",
+            "threads_per_lane",
+            "max_batch",
+            "max_queue_rows",
+            "max_images",
+            "versions_kept",
+            "device_memory_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is below 1")

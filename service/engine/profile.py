@@ -125,7 +125,7 @@ def choose_plan(
     golden: Arrays,
     options: EngineOptions,
     make_session: Callable[[int], OrtSession],
-) -> tuple[Plan, list[Session]]:
+) -> tuple[Plan, list[OrtSession]]:
     """Choose the plan of one graph and make its sessions, one for each lane.
 
     Args:
@@ -143,7 +143,7 @@ def choose_plan(
     if plan is None:
         plan = _measure(first, inputs, options, cpus, make_session)
         _write_plan(cache, plan)
-    sessions: list[Session] = [first] * plan.lanes
+    sessions = [first] * plan.lanes
     if plan.threads != first.threads:
         # Threads of one session serve one run at a time: lanes that use several need a session each.
         sessions = [make_session(plan.threads) for _ in range(plan.lanes)]
@@ -225,7 +225,10 @@ def probe(session: Session, inputs: Arrays, sizes: Sequence[int], deadline_s: fl
                 continue
             if any(not _same(answer[name][position], alone[name][0]) for name in alone):
                 return costs, False
-        costs[size] = _time(session, resize(inputs, size), deadline_s)
+        try:
+            costs[size] = _time(session, resize(inputs, size), deadline_s)
+        except RunFailed:  # recorded rows, so it is their number: more than fits into memory
+            break
     return costs, True
 
 
@@ -302,6 +305,7 @@ def _key(sha256: str, provider: str, cpus: int, options: EngineOptions) -> str:
     """What a measured plan depends on."""
     facts = [PLAN_SCHEMA, sha256, provider, cpus, ort.__version__, platform.machine(), _processor()]
     facts += [options.lanes, options.threads_per_lane, options.max_batch, options.profile_s]
+    facts += [options.fp16, options.device_memory_bytes]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

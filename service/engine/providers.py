@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnxruntime as ort
 
@@ -24,13 +25,51 @@ PROVIDERS = {
 }
 """Our names, in the order that `auto` tries them, and ONNX Runtime's."""
 
-OPTIONS: dict[str, dict[str, str]] = {
-    "tensorrt": {},
+OUTPUT_DEVICES = {"tensorrt": "cuda", "cuda": "cuda", "webgpu": "gpu"}
+"""Where a run's outputs stay until they are copied once, as ONNX Runtime's IO binding calls it; the CPU needs none."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """What providers other than the CPU are told.
+
+    Args:
+        memory_bytes: most memory of the device that one session's arena may take; None: all that there is.
+        fp16: let TensorRT compute in half precision: faster, and answers a little different.
+        cache: a writable folder in which TensorRT keeps its built engines, which take minutes to build.
+    """
+
+    memory_bytes: int | None = None
+    fp16: bool = False
+    cache: Path | None = None
+
+
+def cuda_options(device: DeviceOptions) -> dict[str, str]:
+    """For CUDAExecutionProvider. The arena takes what is asked and not the next power of two: it never gives back."""
     # TF32 keeps 10 bits of mantissa: enough to move pixels between batch sizes, so it stays off.
-    "cuda": {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
-    "webgpu": {},
-    "cpu": {},
-}
+    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    if device.memory_bytes is not None:
+        options["gpu_mem_limit"] = str(device.memory_bytes)
+    return options
+
+
+def tensorrt_options(device: DeviceOptions) -> dict[str, str]:
+    """For TensorrtExecutionProvider; `memory_bytes` bounds its workspace, which is what it sizes by itself."""
+    options = {"trt_fp16_enable": "1" if device.fp16 else "0"}
+    if device.memory_bytes is not None:
+        options["trt_max_workspace_size"] = str(device.memory_bytes)
+    if device.cache is not None:
+        folder = str(device.cache / "tensorrt")
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
+    return options
+
+
+def provider_list(name: str, device: DeviceOptions) -> list[tuple[str, dict[str, str]]]:
+    """What a session is asked for: the provider, and those that run the nodes which it cannot."""
+    build = {"tensorrt": tensorrt_options, "cuda": cuda_options}
+    order = {"tensorrt": ("tensorrt", "cuda", "cpu"), "cpu": ("cpu",)}.get(name, (name, "cpu"))
+    return [(PROVIDERS[one], build[one](device) if one in build else {}) for one in order]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from service.engine.batcher import Batcher
 from service.engine.options import EngineOptions
 from service.engine.profile import Plan, choose_plan
-from service.engine.session import OrtSession, Session, check_golden
+from service.engine.recovery import RecoveringSession
+from service.engine.session import OrtSession, check_golden
 from service.errors import FileInvalid, GanymedeError, UnknownModel
 from service.manifest import NAME_PATTERN, GraphSpec, Manifest
 from service.package import read_golden, verify_package
@@ -52,7 +54,18 @@ class LoadedGraph:
     spec: GraphSpec
     plan: Plan
     batcher: Batcher
+    sessions: Sequence[RecoveringSession]
     why: tuple[str, ...]
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Where its sessions run now: lack of memory may have moved them to the CPU."""
+        return tuple(dict.fromkeys(session.provider for session in self.sessions))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why no better provider was obtained, and what was done for lack of memory."""
+        return tuple(dict.fromkeys([*self.why, *(note for session in self.sessions for note in session.notes)]))
 
 
 @dataclass(eq=False)
@@ -76,7 +89,7 @@ class _Prepared:
     """A version that passed every check, before it has lanes."""
 
     manifest: Manifest
-    graphs: dict[str, tuple[Plan, list[Session], tuple[str, ...]]]
+    graphs: dict[str, tuple[Plan, list[RecoveringSession], tuple[str, ...]]]
 
 
 def scan(root: Path) -> tuple[list[Found], dict[str, str]]:
@@ -280,7 +293,7 @@ class Repository:
                 run_timeout_s=self._options.run_timeout_s,
                 name=prepared.manifest.ref,
             )
-            graphs[name] = LoadedGraph(prepared.manifest.graphs[name], plan, batcher, why)
+            graphs[name] = LoadedGraph(prepared.manifest.graphs[name], plan, batcher, sessions, why)
         return graphs
 
     def _retire_oldest(self, loaded: Found) -> None:
@@ -317,13 +330,26 @@ def _prepare(folder: Path, options: EngineOptions, check: Callable[[Manifest], N
     graphs = {}
     for name, spec in manifest.graphs.items():
 
-        def session(threads: int, path: Path = folder / spec.file, spec: GraphSpec = spec) -> OrtSession:
-            return OrtSession(path, spec, model=manifest.ref, providers=options.providers, threads=threads)
+        def session(
+            threads: int, on_cpu: bool = False, path: Path = folder / spec.file, spec: GraphSpec = spec
+        ) -> OrtSession:
+            providers = ("cpu",) if on_cpu else options.providers
+            return OrtSession(
+                path, spec, model=manifest.ref, providers=providers, threads=threads, device=options.device
+            )
 
         first = session(options.threads_per_lane or 1)
-        check_golden(first, golden[name], model=manifest.ref)
+        check_golden(first, golden[name], model=manifest.ref, fp16=options.fp16 and first.provider == "tensorrt")
         plan, sessions = choose_plan(manifest.ref, spec.sha256, first, golden[name], options, session)
         if not plan.rows_independent:
             log.warning("%s: rows influence one another in %s; each runs alone", manifest.ref, spec.file)
-        graphs[name] = (plan, sessions, first.why)
+        graphs[name] = (plan, _recovering(sessions, partial(session, plan.threads), manifest.ref), first.why)
     return _Prepared(manifest, graphs)
+
+
+def _recovering(
+    sessions: Sequence[OrtSession], make: Callable[[bool], OrtSession], model: str
+) -> list[RecoveringSession]:
+    """One for each lane; lanes that share a session share what wraps it."""
+    wrapped = {id(session): RecoveringSession(session, make, model=model) for session in sessions}
+    return [wrapped[id(session)] for session in sessions]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.engine.providers import OPTIONS, PROVIDERS, candidates
+from service.engine.providers import OUTPUT_DEVICES, PROVIDERS, DeviceOptions, candidates, provider_list
 from service.errors import GoldenMismatch, GraphMismatch, ProviderUnavailable, RunFailed
 from service.manifest import GraphSpec, TensorSpec, resolve_dimension
 
@@ -22,6 +22,7 @@ IMAGE_SHARE = 1e-4
 """... and one value in 10,000 by more, where a last bit flips a rounding twice."""
 FLOAT_RELATIVE = 1e-3
 
+_COUNT = {1: "one", 4: "four"}
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
 _DTYPES = {"uint8": np.dtype(np.uint8), "float32": np.dtype(np.float32), "int64": np.dtype(np.int64)}
 
@@ -53,6 +54,8 @@ class Session(Protocol):
     """Called from worker threads, several at once. Rows lie along axis 0 and never influence one another."""
 
     spec: GraphSpec
+    max_rows: int | None
+    """Most rows that a run may hold, where memory has set a bound."""
 
     def run(self, inputs: Arrays, watch: Watch | None = None) -> dict[str, Array]:
         """Answer every output of the spec for these rows.
@@ -76,6 +79,7 @@ class OrtSession:
         model: `name@version`, for errors.
         providers: by preference; see `EngineOptions.providers`.
         threads: threads inside one run (intra-op); on a GPU, of what stays on the CPU.
+        device: memory, precision and caches of the providers that have them.
 
     Attributes:
         provider: what was really obtained: `tensorrt`, `cuda`, `webgpu` or `cpu`.
@@ -86,13 +90,22 @@ class OrtSession:
         ProviderUnavailable: a provider asked by name did not work.
     """
 
+    max_rows: int | None = None
+
     def __init__(
-        self, path: Path, spec: GraphSpec, *, model: str, providers: Sequence[str] = ("auto",), threads: int = 1
+        self,
+        path: Path,
+        spec: GraphSpec,
+        *,
+        model: str,
+        providers: Sequence[str] = ("auto",),
+        threads: int = 1,
+        device: DeviceOptions | None = None,
     ) -> None:
         self.spec = spec
         self.model = model
         self.threads = threads
-        self._session, self.provider, self.why = _open(path, tuple(providers), threads, model)
+        self._session, self.provider, self.why = _open(path, providers, threads, model, device)
         self._outputs = [tensor.name for tensor in spec.outputs]
         check_signature(spec, self._session.get_inputs(), self._session.get_outputs(), model=model)
 
@@ -100,10 +113,24 @@ class OrtSession:
         """See `Session.run`. The GIL is released while ONNX Runtime computes."""
         options = None if watch is None else watch.options
         try:
-            answers = self._session.run(self._outputs, dict(inputs), options)
+            if self.provider in OUTPUT_DEVICES:
+                answers = self._run_bound(inputs, options)
+            else:
+                answers = self._session.run(self._outputs, dict(inputs), options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise RunFailed(f"{self.model}: the run failed: {str(error).splitlines()[0][:300]}") from error
         return dict(zip(self._outputs, answers, strict=True))
+
+    def _run_bound(self, inputs: Arrays, options: ort.RunOptions | None) -> list[Array]:
+        """Run on a device: outputs stay there until the graph is done and are copied once."""
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._outputs:
+            binding.bind_output(name, OUTPUT_DEVICES[self.provider])
+        self._session.run_with_iobinding(binding, options)
+        copied: list[Array] = binding.copy_outputs_to_cpu()
+        return copied
 
 
 def _options(threads: int) -> Any:
@@ -118,14 +145,14 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _open(path: Path, providers: tuple[str, ...], threads: int, model: str) -> tuple[Any, str, tuple[str, ...]]:
+def _open(
+    path: Path, providers: Sequence[str], threads: int, model: str, device: DeviceOptions | None
+) -> tuple[Any, str, tuple[str, ...]]:
     """Try each candidate; the first session that really got its provider wins."""
     chosen = candidates(providers)
     notes = list(chosen.skipped)
     for name in chosen.names:
-        wanted = [(PROVIDERS[name], OPTIONS[name])]
-        if name != "cpu":
-            wanted.append((PROVIDERS["cpu"], OPTIONS["cpu"]))  # for nodes that the device cannot run
+        wanted = provider_list(name, device or DeviceOptions())
         try:
             session = ort.InferenceSession(str(path), _options(threads), providers=wanted)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -208,11 +235,12 @@ def _resolve(tensor: TensorSpec, real: tuple[int, ...], symbols: Mapping[str, in
     return tuple(shape)
 
 
-def check_golden(session: Session, golden: Arrays, *, model: str) -> None:
+def check_golden(session: Session, golden: Arrays, *, model: str, fp16: bool = False) -> None:
     """Run the recorded inputs and hold the answers against the recorded ones; it also warms the session up.
 
     Images: within one level on all but one value in 10,000. Floats: within 1e-3 of the recorded value's size or of
-    the tensor's root mean square, whichever is larger. Whole numbers: equal.
+    the tensor's root mean square, whichever is larger. Whole numbers: equal. `fp16` widens the former to four levels
+    and the latter to a hundredth: half precision keeps 11 bits.
 
     Raises:
         GoldenMismatch: the answers differ by more.
@@ -222,26 +250,26 @@ def check_golden(session: Session, golden: Arrays, *, model: str) -> None:
     answers = session.run(inputs)
     check_outputs(session.spec, inputs, answers)
     for tensor in session.spec.outputs:
-        if fault := _difference(tensor, answers[tensor.name], golden[tensor.name]):
+        if fault := _difference(tensor, answers[tensor.name], golden[tensor.name], fp16):
             raise GoldenMismatch(f"{session.spec.file}: {tensor.name} {fault}", model=model)
 
 
-def _difference(tensor: TensorSpec, answer: Array, recorded: Array) -> str | None:
+def _difference(tensor: TensorSpec, answer: Array, recorded: Array, fp16: bool) -> str | None:
     """What is wrong with an answer, or None."""
+    levels, relative = (4 * IMAGE_LEVELS, 10 * FLOAT_RELATIVE) if fp16 else (IMAGE_LEVELS, FLOAT_RELATIVE)
     if answer.shape != recorded.shape:
         return f"has shape {list(answer.shape)}, recorded was {list(recorded.shape)}"
     if tensor.dtype == "int64":
         return None if np.array_equal(answer, recorded) else "differs from the recorded whole numbers"
     distance = np.abs(answer.astype(np.float64) - recorded.astype(np.float64))
     if tensor.dtype == "uint8":
-        beyond = int((distance > IMAGE_LEVELS).sum())
+        beyond = int((distance > levels).sum())
         if beyond <= IMAGE_SHARE * distance.size:
             return None
-        return (
-            f"differs from golden by up to {distance.max():.0f} levels, by more than one on {beyond} of {distance.size}"
-        )
+        most = f"differs from golden by up to {distance.max():.0f} levels"
+        return f"{most}, by more than {_COUNT[levels]} on {beyond} of {distance.size}"
     size = np.maximum(np.abs(recorded), np.sqrt(np.mean(np.square(recorded, dtype=np.float64))))
-    beyond = int((distance > FLOAT_RELATIVE * size).sum())
+    beyond = int((distance > relative * size).sum())
     if not beyond:
         return None
-    return f"differs from golden by up to {distance.max():.3g}, beyond {FLOAT_RELATIVE:g} relative on {beyond} values"
+    return f"differs from golden by up to {distance.max():.3g}, beyond {relative:g} relative on {beyond} values"

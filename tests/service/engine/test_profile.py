@@ -91,6 +91,17 @@ def test_rows_that_see_each_other_are_found(session, independent):
     assert set(costs) == ({1, 2, 3, 8} if independent else {1})
 
 
+def test_batches_that_do_not_fit_into_memory_are_not_planned():
+    class Tight(FakeSession):
+        def run(self, inputs, watch=None):
+            if len(inputs["x"]) > 4:
+                raise RunFailed("Failed to allocate memory for requested buffer")
+            return super().run(inputs, watch)
+
+    costs, independent = probe(Tight(), rows([1, 2, 3]), [2, 4, 8, 16], float("inf"))
+    assert set(costs) == {1, 2, 4} and independent
+
+
 def test_the_deadline_bounds_the_probe():
     assert set(probe(FakeSession(), rows([1]), [2, 4, 8], 0.0)[0]) == {1, 2}
 

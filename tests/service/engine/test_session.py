@@ -9,7 +9,7 @@ from fakesession import POISONS, SPEC, FakeSession, answers, rows
 
 from service.engine import providers
 from service.engine.lanes import run_parts
-from service.engine.providers import candidates, missing
+from service.engine.providers import DeviceOptions, candidates, cuda_options, missing, provider_list, tensorrt_options
 from service.engine.session import OrtSession, check_golden, check_outputs, check_signature
 from service.errors import GoldenMismatch, GraphMismatch, ProviderUnavailable, RunFailed
 from service.manifest import GraphSpec, TensorSpec
@@ -77,6 +77,54 @@ class TestProviders:
         monkeypatch.setattr(providers, "_cuda_devices", lambda: 1)
         assert "cuda" in candidates(("auto",)).names and calls == ["preloaded"]
         assert missing("cuda") is None
+
+
+class TestOptions:
+    """What CUDA and TensorRT are told; none of it has run on NVIDIA hardware."""
+
+    def test_cuda_keeps_full_precision_and_takes_no_more_than_asked(self):
+        assert cuda_options(DeviceOptions()) == {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+        assert cuda_options(DeviceOptions(memory_bytes=2**31))["gpu_mem_limit"] == "2147483648"
+
+    def test_tensorrt_caches_its_engines_where_there_is_a_cache(self, tmp_path):
+        assert tensorrt_options(DeviceOptions()) == {"trt_fp16_enable": "0"}
+        options = tensorrt_options(DeviceOptions(memory_bytes=2**30, fp16=True, cache=tmp_path))
+        assert options["trt_fp16_enable"] == options["trt_engine_cache_enable"] == "1"
+        assert options["trt_engine_cache_path"] == str(tmp_path / "tensorrt")
+        assert options["trt_max_workspace_size"] == "1073741824"
+
+    def test_what_a_provider_cannot_run_the_next_one_does(self):
+        names = {name: [one for one, _ in provider_list(name, DeviceOptions())] for name in providers.PROVIDERS}
+        assert names["tensorrt"] == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        assert names["webgpu"] == ["WebGpuExecutionProvider", "CPUExecutionProvider"]
+        assert names["cpu"] == ["CPUExecutionProvider"]
+
+    def test_outputs_are_bound_to_devices_and_not_on_the_cpu(self, tiny_models):
+        """On the CPU the same call with the CPU as the device gives the same bits, so the binding itself is tried."""
+        session, given = tiny_session(tiny_models), {"z": np.ones((3, 8), np.float32)[:, ::-1]}
+        real, calls = session._session, []
+
+        class Spy:
+            def run(self, *args):
+                calls.append("run")
+                return real.run(*args)
+
+            def io_binding(self):
+                binding = real.io_binding()
+                bind = binding.bind_output
+                binding.bind_output = lambda name, device: (calls.append(device), bind(name, "cpu"))
+                return binding
+
+            def run_with_iobinding(self, *args):
+                calls.append("bound")
+                real.run_with_iobinding(*args)
+
+        session._session = Spy()
+        plain = session.run(given)
+        session.provider = "webgpu"
+        bound = session.run(given)
+        assert calls == ["run", "gpu", "bound"]
+        np.testing.assert_array_equal(plain["image"], bound["image"])
 
 
 class TestSignature:
@@ -159,6 +207,16 @@ class TestGolden:
         answer[0, 4, 4] = 255
         with pytest.raises(GoldenMismatch, match=r"up to 155 levels, by more than one on 2 of 10000"):
             self.check(self.image, answer, self.recorded)
+
+    def test_half_precision_may_differ_by_more(self):
+        session = types.SimpleNamespace(spec=self.image, run=lambda inputs: {"y": self.recorded + 4})
+        golden = {**rows([1]), "y": self.recorded}
+        check_golden(session, golden, model="m@1", fp16=True)
+        with pytest.raises(GoldenMismatch, match="more than one"):
+            check_golden(session, golden, model="m@1")
+        session.run = lambda inputs: {"y": self.recorded + 5}
+        with pytest.raises(GoldenMismatch, match="more than four"):
+            check_golden(session, golden, model="m@1", fp16=True)
 
     def test_levels_do_not_wrap_around(self):
         with pytest.raises(GoldenMismatch):

@@ -1,0 +1,57 @@
+"""What a batcher tells of itself: gauges as they stand, totals since the model was loaded."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+K = TypeVar("K", int, str)
+
+
+@dataclass(frozen=True)
+class BatcherStats:
+    """Gauges as they stand, and totals since the model was loaded."""
+
+    queue_rows: int
+    queue_age_s: float
+    lanes: int
+    lanes_busy: int
+    row_s: float
+    runs_total: int
+    rows_total: int
+    run_s_total: float
+    batch_rows: dict[int, int]
+    failures_total: int
+    apart_total: int
+    ended_total: dict[str, int]
+    rejected_total: dict[str, int]
+    hung_total: int = 0
+    lanes_replaced_total: int = 0
+
+
+def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
+    """A model's graphs together: an image waits for the oldest row and costs the seconds of all."""
+    return BatcherStats(
+        queue_rows=sum(graph.queue_rows for graph in graphs),
+        queue_age_s=max(graph.queue_age_s for graph in graphs),
+        lanes=sum(graph.lanes for graph in graphs),
+        lanes_busy=sum(graph.lanes_busy for graph in graphs),
+        row_s=sum(graph.row_s for graph in graphs),
+        runs_total=sum(graph.runs_total for graph in graphs),
+        rows_total=sum(graph.rows_total for graph in graphs),
+        run_s_total=sum(graph.run_s_total for graph in graphs),
+        batch_rows=_sum_counts(graph.batch_rows for graph in graphs),
+        failures_total=sum(graph.failures_total for graph in graphs),
+        apart_total=sum(graph.apart_total for graph in graphs),
+        ended_total=_sum_counts(graph.ended_total for graph in graphs),
+        rejected_total=_sum_counts(graph.rejected_total for graph in graphs),
+        hung_total=sum(graph.hung_total for graph in graphs),
+        lanes_replaced_total=sum(graph.lanes_replaced_total for graph in graphs),
+    )
+
+
+def _sum_counts(counts: Iterable[Mapping[K, int]]) -> dict[K, int]:
+    total: Counter[K] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
