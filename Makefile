@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train export docker test-docker clean
+.PHONY: help serve test check format train export docker test-docker gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,28 @@ test-docker: $(VENV)/.dev ## build, start and try the composed service (needs a 
 	tests/docker/base-images
 	$(BIN)/python -m pytest -m docker -v -s tests/docker
 
+# --- a GPU provider without a GPU ---------------------------------------------------------------------------------------
+
+# ONNX Runtime's WebGPU build is the same Python module as the usual one: it needs an environment of its own.
+GPU_VENV ?= .venv-gpu
+# The software device that tests/gpu/device installs; set the variable to another driver's file to run on real hardware.
+VK_DRIVER_FILES ?= /usr/lib/chromium/vk_swiftshader_icd.json
+
+$(GPU_VENV)/.gpu: pyproject.toml constraints.txt tests/gpu/requirements.py
+	@$(PYTHON) -m venv $(GPU_VENV)
+	@grep -v '^onnxruntime' constraints.txt > $(GPU_VENV)/constraints.txt
+	@$(GPU_VENV)/bin/python tests/gpu/requirements.py > $(GPU_VENV)/requirements.txt
+	$(GPU_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c $(GPU_VENV)/constraints.txt -r $(GPU_VENV)/requirements.txt
+	@touch $@
+
+gpu-env: $(GPU_VENV)/.gpu ## set up the environment of `make test-gpu`
+
+test-gpu: $(GPU_VENV)/.gpu ## run the engine and one server on a GPU provider, over a software device where there is no GPU
+	tests/gpu/device
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  $(ONE_THREAD) XDG_RUNTIME_DIR=$$folder VK_DRIVER_FILES=$(VK_DRIVER_FILES) VK_ICD_FILENAMES=$(VK_DRIVER_FILES) \
+	  $(GPU_VENV)/bin/python -m pytest -m gpu -v tests/gpu
+
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(GPU_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -341,6 +341,7 @@ def _prepare(folder: Path, options: EngineOptions, check: Callable[[Manifest], N
         first = session(options.threads_per_lane or 1)
         check_golden(first, golden[name], model=manifest.ref, fp16=options.fp16 and first.provider == "tensorrt")
         plan, sessions = choose_plan(manifest.ref, spec.sha256, first, golden[name], options, session)
+        log.info("%s: %s runs on %s (%s)", manifest.ref, spec.file, first.provider, "; ".join(first.why) or "as asked")
         if not plan.rows_independent:
             log.warning("%s: rows influence one another in %s; each runs alone", manifest.ref, spec.file)
         graphs[name] = (plan, _recovering(sessions, partial(session, plan.threads), manifest.ref), first.why)

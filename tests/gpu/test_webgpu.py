@@ -1,0 +1,159 @@
+"""The service on a GPU provider that any machine has: WebGPU over a software device. Says nothing of speed."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from tinymodels import write_tiny
+
+from service.engine.engine import Engine, EngineOptions
+from service.engine.recovery import RecoveringSession
+from service.engine.session import IMAGE_LEVELS, IMAGE_SHARE, OrtSession, check_golden
+from service.errors import RunFailed
+from service.package import read_golden, read_package
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.parent for path in (ROOT / "models").glob("*/*/manifest.json"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    write_tiny(root, "tiny-rgb", channels=3, side=32)
+    write_tiny(root, "tiny-grey", channels=1, labels=("Circle", "Square"), seed=1)
+    return root
+
+
+def session_of(folder, provider="auto"):
+    manifest = read_package(folder)
+    name, spec = list(manifest.graphs.items())[-1]
+    return OrtSession(folder / spec.file, spec, model=manifest.ref, providers=(provider,)), read_golden(
+        folder, manifest
+    )[name]
+
+
+def assert_same_picture(one, other):
+    distance = np.abs(one.astype(np.int16) - other.astype(np.int16))
+    assert one.shape == other.shape and (distance > IMAGE_LEVELS).sum() <= IMAGE_SHARE * distance.size
+
+
+def test_auto_takes_webgpu_and_says_why_nothing_better(models):
+    session, _ = session_of(models / "tiny-rgb" / "1")
+    assert session.provider == "webgpu"
+    assert session._session.get_providers()[0] == "WebGpuExecutionProvider"
+    assert [note.split(":")[0] for note in session.why] == ["tensorrt", "cuda"]
+
+
+def test_outputs_stay_on_the_device_until_they_are_copied(models):
+    session, golden = session_of(models / "tiny-rgb" / "1")
+    real, devices = session._session, []
+
+    class Spy:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def run_with_iobinding(self, binding, options):
+            real.run_with_iobinding(binding, options)
+            devices.extend(value.device_name() for value in binding.get_outputs())
+
+    session._session = Spy()
+    answer = session.run({"z": golden["z"]})["image"]
+    assert devices and "cpu" not in devices
+    assert_same_picture(answer, golden["image"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_pixels_are_the_cpus_in_any_batch(models, rows):
+    z = np.random.RandomState(0).randn(8, 8).astype(np.float32)
+    device, _ = session_of(models / "tiny-rgb" / "1")
+    cpu, _ = session_of(models / "tiny-rgb" / "1", "cpu")
+    together = device.run({"z": z[:rows]})["image"]
+    assert_same_picture(together, cpu.run({"z": z[:rows]})["image"])
+    alone = device.run({"z": z[rows - 1 : rows]})["image"]
+    np.testing.assert_array_equal(together[-1:], alone)
+
+
+if SHIPPED:  # a fresh clone without models has no such test, rather than one that is skipped
+
+    @pytest.mark.parametrize("folder", SHIPPED, ids=[f"{path.parent.name}@{path.name}" for path in SHIPPED])
+    def test_shipped_models_answer_as_recorded(folder):
+        session, golden = session_of(folder)
+        assert session.provider == "webgpu"
+        check_golden(session, golden, model=folder.parent.name)
+
+
+async def test_the_engine_draws_the_same_on_either(models):
+    drawn = {}
+    for provider in ("auto", "cpu"):
+        async with Engine(EngineOptions(models=models, providers=(provider,), poll_models_s=None)) as engine:
+            assert engine.refused == {}
+            info = engine.model("tiny-grey")
+            drawn[provider] = await engine.generate("tiny-grey", seeds=range(12), labels="Square")
+            assert info.providers == (("webgpu",) if provider == "auto" else ("cpu",))
+            assert info.plan.lanes == 1 or provider == "cpu"
+    assert_same_picture(drawn["auto"].images, drawn["cpu"].images)
+
+
+def test_a_device_that_runs_out_of_memory_is_left_for_the_cpu(models):
+    folder = models / "tiny-rgb" / "1"
+
+    class Full:
+        """A real session on the device whose runs all lack memory."""
+
+        def __init__(self):
+            self.session, self.golden = session_of(folder)
+            self.spec, self.provider, self.max_rows = self.session.spec, self.session.provider, None
+
+        def run(self, inputs, watch=None):
+            self.session.run(inputs, watch)
+            raise RunFailed("Failed to allocate memory for requested buffer of size 1")
+
+    session = RecoveringSession(Full(), lambda on_cpu: session_of(folder, "cpu")[0] if on_cpu else Full(), model="m")
+    golden = read_golden(folder, read_package(folder))["generator"]
+    np.testing.assert_array_equal(session.run({"z": golden["z"]})["image"], golden["image"])
+    assert session.provider == "cpu" and "webgpu given up" in session.notes[-1]
+
+
+def wait_for(look, timeout_s=120.0):
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def test_the_server_from_end_to_end(models):
+    line = [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+    reader.start()
+    try:
+        address = wait_for(lambda: next((word for row in lines for word in row.split() if "http://" in word), None))
+        wait_for(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        assert "webgpu" in httpx.get(f"{address}/models/tiny-rgb").text
+        reply = httpx.post(f"{address}/generate", json={"model": "tiny-rgb", "seed": 7})
+        assert reply.status_code == 200 and reply.headers["content-type"] == "image/png", reply.text
+        picture = np.asarray(Image.open(io.BytesIO(reply.content)))
+        assert 'provider="webgpu"' in httpx.get(f"{address}/metrics").text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+    z = np.random.RandomState(7).randn(8).astype(np.float32)[None]
+    cpu, _ = session_of(models / "tiny-rgb" / "1", "cpu")
+    assert_same_picture(picture, cpu.run({"z": z})["image"][0])
