@@ -84,7 +84,15 @@ def _train(argv: Sequence[str]) -> int:
     if args.resume and last.exists():
         trainer.restore(checkpoint.load(last))
         log.say(f"resumed at {trainer.kimg:.1f} kimg")
-    log.recipe(_facts(family, recipe, data, args))
+    facts = _facts(family, recipe, data, args)
+    if args.start_from and not args.resume:
+        state = checkpoint.load(Path(args.start_from) / "last.pt")
+        fresh = trainer.start_from(state)
+        log.say(f"weights of {args.start_from}; {len(fresh)} tensors are new")
+        facts["started_from"] = {"images": state["sampler"]["shown"], "seconds": state["seconds"]}
+    elif args.resume and (directory / "recipe.json").is_file():
+        facts["started_from"] = json.loads((directory / "recipe.json").read_text()).get("started_from")
+    log.recipe(facts)
     try:
         with _stopped_by_signals(trainer) as interrupted:
             trainer.train()
@@ -135,6 +143,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--snapshot-kimg", type=float, default=50, help="between checkpoints and grids")
     parser.add_argument("--data-root", default="data", help="where prepared sets lie")
     parser.add_argument("--strict", action="store_true", help="a bad image file is an error")
+    parser.add_argument("--start-from", metavar="RUN", help="begin with another run's weights where they fit")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     return parser
 

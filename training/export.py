@@ -90,8 +90,10 @@ def read_run(directory: Path, which: str = "last") -> TrainedRun:
     nets["generator"].load_state_dict(state["ema"])
     recompute_statistics(nets["generator"], recipe)
     nets.eval().requires_grad_(False)
+    before = facts.get("started_from") or {"images": 0, "seconds": 0.0}
     return TrainedRun(
-        directory, family, recipe, nets, facts, state["sampler"]["shown"], state["seconds"], state["commit"],
+        directory, family, recipe, nets, facts, state["sampler"]["shown"] + before["images"],
+        state["seconds"] + before["seconds"], state["commit"],
         checkpoint.digest(path),
     )  # fmt: skip
 

@@ -163,6 +163,7 @@ class ConvGenerator(nn.Module):
         self.norms = nn.ModuleList(
             ClassBatchNorm(c, recipe.classes) if recipe.generator_norm == "batch" else _NoNorm() for c in channels
         )
+        self.refines = nn.ModuleList(_Refine(c, recipe) for c in channels[1:] for _ in range(recipe.residual_blocks))
         self.to_image = nn.Conv2d(channels[-1], recipe.channels, 3, padding=1)
         initialise(self, recipe)
 
@@ -170,9 +171,28 @@ class ConvGenerator(nn.Module):
         """See the class."""
         x = self.dense(z).unflatten(1, (-1, self.start, self.start))
         x = F.relu(self.norms[0](x, labels))
-        for up, norm in zip(self.ups, list(self.norms)[1:], strict=True):
+        each = len(self.refines) // len(self.ups)
+        for level, (up, norm) in enumerate(zip(self.ups, list(self.norms)[1:], strict=True)):
             x = F.relu(norm(up(x), labels))
+            for refine in list(self.refines)[level * each : (level + 1) * each]:
+                x = refine(x, labels)
         return torch.tanh(self.to_image(x))
+
+
+class _Refine(nn.Module):
+    """ReLU(x + gain * norm(conv3x3(x))), [N, C, H, W] to the same.
+
+    Nearly the identity at first (gain 0.1), so that a trained net can be grown without starting over.
+    """
+
+    def __init__(self, channels: int, recipe: Recipe) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=recipe.generator_norm == "none")
+        self.norm = ClassBatchNorm(channels, recipe.classes) if recipe.generator_norm == "batch" else _NoNorm()
+        self.gain = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        return F.relu(x + self.gain * self.norm(self.conv(x), labels))
 
 
 class _NoNorm(nn.Module):

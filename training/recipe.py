@@ -42,6 +42,8 @@ class Recipe:
     """As `generator_width`. About equal: a much stronger discriminator only needs a larger penalty."""
     max_channels: int = 256
     """Upper bound on the doubling: the low resolutions hold most parameters, little of the detail."""
+    residual_blocks: int = 0
+    """3x3 convolutions added after each upsampling of a convolutional G; nearly the identity at first."""
     generator_norm: Literal["batch", "none"] = "batch"
     """Batch norm speeds a shallow generator up by far; at export its statistics are constants."""
     discriminator_norm: Literal["batch", "none"] = "none"

@@ -251,6 +251,27 @@ class Trainer:
             "commit": self.commit,
         }
 
+    def start_from(self, state: Mapping[str, Any]) -> list[str]:
+        """Take over another run's weights where names and shapes agree (EMA and all); everything else starts afresh.
+
+        Returns:
+            the names of the tensors that the other run did not have.
+
+        Raises:
+            checkpoint.CheckpointError: another family, or nothing of the generator fits.
+        """
+        if state["family"] != self.family.name:
+            raise checkpoint.CheckpointError(f"checkpoint of family {state['family']!r}, not {self.family.name!r}")
+        fresh: list[str] = []
+        for target, given in ((self.nets, state["nets"]), (self.ema, state["ema"])):
+            own = target.state_dict()
+            fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+            if not fitting:
+                raise checkpoint.CheckpointError("the checkpoint has no tensor of these nets' names and shapes")
+            fresh += [name for name in own if name not in fitting]
+            target.load_state_dict(fitting, strict=False)
+        return fresh
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of the same family and nets.
 

@@ -424,3 +424,29 @@ def test_a_trainer_says_what_tensorboard_it_lacks(tmp_path, monkeypatch):
     )
     trainer.train()
     assert "tensorboard is not installed" in out.getvalue() and rows_of(tmp_path)
+
+
+# Starting from another run's weights
+
+
+def test_start_from_takes_what_fits_and_names_what_is_new(tmp_path):
+    plain, grown = shrunk("dcgan", residual_blocks=0), shrunk("dcgan", residual_blocks=1)
+    first = steps(tiny_trainer(tmp_path / "first", "dcgan", plain, seed=1), 2)
+    second = tiny_trainer(tmp_path / "second", "dcgan", grown, seed=2)
+    fresh = second.start_from(first.state())
+    assert fresh and all("refines" in name for name in fresh)
+    given = first.ema.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in second.ema.state_dict().items() if name in given)
+    assert second.kimg == 0 and second.iteration == 0
+    steps(second, 1)
+
+
+def test_start_from_refuses_another_family_and_other_shapes(tmp_path):
+    other = tiny_trainer(tmp_path / "gan", "gan", shrunk("gan"))
+    trainer = tiny_trainer(tmp_path / "dcgan", "dcgan", shrunk("dcgan"))
+    with pytest.raises(checkpoint.CheckpointError, match="family 'gan', not 'dcgan'"):
+        trainer.start_from(other.state())
+    state = trainer.state()
+    state["nets"] = {f"other.{name}": value for name, value in state["nets"].items()}
+    with pytest.raises(checkpoint.CheckpointError, match="no tensor of these nets"):
+        trainer.start_from(state)
