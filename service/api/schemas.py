@@ -389,7 +389,9 @@ class ModelPage(ModelSummary):
     """A loaded model in full."""
 
     providers: list[str]
-    provider_notes: list[str] = Field(description="Why no better provider was obtained.")
+    provider_notes: list[str] = Field(
+        description="Why no better provider runs it, and what was done for lack of memory."
+    )
     plans: dict[str, dict[str, Any]] = Field(description="Lanes, threads and batch cap chosen here for each graph.")
     loaded_at: str
     manifest: dict[str, Any]

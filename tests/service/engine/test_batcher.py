@@ -298,6 +298,7 @@ STEPS = st.lists(
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("finish"), st.integers(0, 2)),
         st.tuples(st.just("advance"), st.floats(0.05, 3)),
+        st.tuples(st.just("stall"), st.floats(0.5, 5)),
         st.tuples(st.just("hiccup"), st.just(0)),
         st.tuples(st.just("settle"), st.just(0)),
     ),
@@ -309,7 +310,8 @@ SHAPE = st.fixed_dictionaries(
         "max_batch": st.integers(1, 5),
         "min_share": st.integers(1, 3),
         "max_queue_rows": st.integers(4, 20),
-        "run_timeout_s": st.sampled_from([4.0, 1e6]),
+        "run_timeout_s": st.sampled_from([0.5, 4.0, 1e6]),
+        "row_s": st.sampled_from([0.01, 0.001]),
     }
 )
 
@@ -334,6 +336,10 @@ async def interleave(shape, steps, drain):
             bench.lanes[argument % len(bench.lanes)].finish()
         elif step == "advance":
             loop.now_s += argument
+        elif step == "stall":  # time passes for runs that have begun: some are found to hang, lanes are replaced
+            await settle()
+            loop.now_s += argument
+            await settle()
         elif step == "hiccup":
             bench.session.hiccups = 1
         elif step == "settle":
