@@ -89,9 +89,13 @@ def _train(argv: Sequence[str]) -> int:
         state = checkpoint.load(Path(args.start_from) / "last.pt")
         fresh = trainer.start_from(state)
         log.say(f"weights of {args.start_from}; {len(fresh)} tensors are new")
-        facts["started_from"] = {"images": state["sampler"]["shown"], "seconds": state["seconds"]}
-    elif args.resume and (directory / "recipe.json").is_file():
-        facts["started_from"] = json.loads((directory / "recipe.json").read_text()).get("started_from")
+        before = _started_from(Path(args.start_from)) or {"images": 0, "seconds": 0.0}
+        facts["started_from"] = {
+            "images": before["images"] + state["sampler"]["shown"],
+            "seconds": before["seconds"] + state["seconds"],
+        }
+    elif args.resume:
+        facts["started_from"] = _started_from(directory)
     log.recipe(facts)
     try:
         with _stopped_by_signals(trainer) as interrupted:
@@ -266,6 +270,13 @@ def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namesp
         "torch": torch.__version__,
         "commit": source_commit(),
     }  # fmt: skip
+
+
+def _started_from(directory: Path) -> dict[str, Any] | None:
+    """What a run's weights had seen before it began, through all the runs before; None for a run from scratch."""
+    path = directory / "recipe.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()).get("started_from") if path.is_file() else None
+    return found
 
 
 def _say_report(report: DataReport) -> None:

@@ -164,7 +164,7 @@ class ConvGenerator(nn.Module):
             ClassBatchNorm(c, recipe.classes) if recipe.generator_norm == "batch" else _NoNorm() for c in channels
         )
         self.refines = nn.ModuleList(_Refine(c, recipe) for c in channels[1:] for _ in range(recipe.residual_blocks))
-        self.to_image = nn.Conv2d(channels[-1], recipe.channels, 3, padding=1)
+        self.to_image = _PaletteHead(channels[-1], recipe) if recipe.palette else _ColourHead(channels[-1], recipe)
         initialise(self, recipe)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -176,7 +176,43 @@ class ConvGenerator(nn.Module):
             x = F.relu(norm(up(x), labels))
             for refine in list(self.refines)[level * each : (level + 1) * each]:
                 x = refine(x, labels)
-        return torch.tanh(self.to_image(x))
+        image: Tensor = self.to_image(x, z)
+        return image
+
+
+class _ColourHead(nn.Conv2d):
+    """Features [N, F, H, W] to free colours [N, C, H, W] in [-1, 1]."""
+
+    def __init__(self, features: int, recipe: Recipe) -> None:
+        super().__init__(features, recipe.channels, 3, padding=1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.tanh(super().forward(x))
+
+
+class _PaletteHead(nn.Module):
+    """Features [N, F, H, W] to mixtures of a few colours that z decides on, [N, C, H, W] in [-1, 1].
+
+    A softmax saturates: areas of one colour come out exactly flat and edges are mixtures of two, as in a drawing. A
+    free colour head leaves a few levels of noise there, which is far from invisible on flat areas.
+    """
+
+    def __init__(self, features: int, recipe: Recipe) -> None:
+        super().__init__()
+        self.shape = (recipe.palette, recipe.channels)
+        self.mix = nn.Conv2d(features, recipe.palette, 3, padding=1)
+        self.colours = nn.Sequential(
+            nn.Linear(recipe.latent_dim, 128), nn.ReLU(), nn.Linear(128, recipe.palette * recipe.channels)
+        )
+        # Colours that differ from the start: alike ones would be told apart by nothing.
+        nn.init.normal_(self.colours[2].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        # Logits are scaled up so that the first images are not one grey.
+        weights = (4 * self.mix(x)).softmax(dim=1)
+        colours: Tensor = torch.tanh(self.colours(z)).view(-1, *self.shape)
+        image: Tensor = colours.transpose(1, 2) @ weights.flatten(2)
+        return image.view(-1, self.shape[1], *x.shape[2:])
 
 
 class _Refine(nn.Module):

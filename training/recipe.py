@@ -44,6 +44,9 @@ class Recipe:
     """Upper bound on the doubling: the low resolutions hold most parameters, little of the detail."""
     residual_blocks: int = 0
     """3x3 convolutions added after each upsampling of a convolutional G; nearly the identity at first."""
+    palette: int = 0
+    """Colours of a palette drawn from z, which every pixel mixes, instead of free colours; 0 is off. For drawings,
+    whose flat areas then come out flat: docs/decisions/0006."""
     generator_norm: Literal["batch", "none"] = "batch"
     """Batch norm speeds a shallow generator up by far; at export its statistics are constants."""
     discriminator_norm: Literal["batch", "none"] = "none"

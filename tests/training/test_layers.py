@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from training.families import FAMILIES
 from training.layers import (
     ClassBatchNorm,
     ConvDiscriminator,
+    ConvGenerator,
     Maxout,
     MinibatchStddev,
     channel_plan,
@@ -134,3 +136,32 @@ def test_rows_of_a_discriminator_without_batch_statistics_are_strangers():
     net = ConvDiscriminator(Recipe(size=8, discriminator_width=4, max_channels=8, minibatch_stddev=False))
     images = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(net(images)[2:3], net(images[2:3]))
+
+
+def test_a_palette_generator_mixes_few_colours_and_draws_flat_areas_flat():
+    recipe = (
+        FAMILIES["dcgan"].recipes["modern"].replaced(size=8, latent_dim=8, generator_width=4, max_channels=8, palette=3)
+    )
+    generator = ConvGenerator(recipe).eval()
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        colours = torch.tanh(generator.to_image.colours(z)).view(2, 3, 3)
+        images = generator(z)
+        low, high = colours.amin(1)[:, :, None, None], colours.amax(1)[:, :, None, None]
+        assert images.shape == (2, 3, 8, 8) and (images >= low - 1e-6).all() and (images <= high + 1e-6).all()
+        generator.to_image.mix.bias[1] += 100  # the second colour wins everywhere
+        flat = generator(z)
+    assert torch.equal(flat, colours[:, 1, :, None, None].expand_as(flat))
+
+
+def test_residual_blocks_begin_close_to_the_identity():
+    plain = FAMILIES["dcgan"].recipes["modern"].replaced(size=8, latent_dim=8, generator_width=4, residual_blocks=0)
+    torch.manual_seed(0)
+    one = ConvGenerator(plain).eval()
+    grown = ConvGenerator(plain.replaced(residual_blocks=2)).eval()
+    grown.load_state_dict(one.state_dict(), strict=False)
+    z = torch.randn(4, 8)
+    with torch.no_grad():
+        first, second, other = one(z), grown(z), ConvGenerator(plain).eval()(z)
+    assert not torch.equal(first, second)
+    assert (first - second).abs().mean() < 0.3 * (first - other).abs().mean()
