@@ -263,6 +263,7 @@ class ConvDiscriminator(nn.Module):
         self.dropout = nn.Dropout(recipe.dropout)
         self.to_logit = nn.Linear(features * start**2, 1)
         self.classes = nn.Embedding(recipe.classes, features) if recipe.classes else None
+        self.to_class = nn.Linear(features, recipe.classes) if recipe.classes and recipe.class_weight else None
         initialise(self, recipe)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -272,3 +273,14 @@ class ConvDiscriminator(nn.Module):
         if self.classes is not None:
             logit = logit + (self.classes(labels) * x.mean(dim=(2, 3))).sum(dim=1)
         return logit
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Class logits [N, classes] of images [N, C, size, size]; only with `recipe.class_weight`.
+
+        Raises:
+            RuntimeError: the recipe has no classes or no class weight.
+        """
+        if self.to_class is None:
+            raise RuntimeError("this discriminator has no classifier: the recipe's class_weight is 0")
+        logits: Tensor = self.to_class(self.join(self.spread(self.body(images))).mean(dim=(2, 3)))
+        return logits

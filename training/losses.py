@@ -152,14 +152,27 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
         if recipe.label_smoothing:
             # softplus(r) - softplus(-r) = r: moves the real target from 1 to 1 - smoothing.
             loss = loss + recipe.label_smoothing * real.mean()
-        return Losses({"discriminator": loss}, _logit_stats(real.detach(), fake.detach()))
+        terms = {"discriminator": loss, **_classified(nets, batch.augment(batch.real), batch, recipe)}
+        return Losses(terms, _logit_stats(real.detach(), fake.detach()))
     images = nets["generator"](batch.z, batch.labels)
     fake = discriminator(batch.augment(images), batch.labels).float()
     real = fake.detach()
     if objective.pairs:
         with torch.no_grad():
             real = discriminator(batch.augment(batch.real), batch.labels).float()
-    return Losses({"generator": objective.generator(real, fake)}, {"saturation": fake.detach().sigmoid().mean()})
+    terms = {"generator": objective.generator(real, fake), **_classified(nets, batch.augment(images), batch, recipe)}
+    return Losses(terms, {"saturation": fake.detach().sigmoid().mean()})
+
+
+def _classified(nets: nn.ModuleDict, images: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+    """AC-GAN's term: how badly D's classifier reads the asked classes from `images`; nothing without a weight.
+
+    D learns it from reals alone: classes of fakes would teach it the generator's mistakes.
+    """
+    if not recipe.class_weight or batch.labels is None:
+        return {}
+    classify: Callable[[Tensor], Tensor] = nets["discriminator"].classify  # type: ignore[assignment]
+    return {"class": recipe.class_weight * F.cross_entropy(classify(images).float(), batch.labels)}
 
 
 def _penalties(nets: nn.ModuleDict, batch: Batch, recipe: Recipe) -> Losses:

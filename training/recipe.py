@@ -75,6 +75,10 @@ class Recipe:
     label_smoothing: float = 0.0
     """Real target 1 - this, for minimax and non-saturating (arXiv:1606.03498)."""
 
+    class_weight: float = 0.0
+    """Weight of AC-GAN's classifier (arXiv:1610.09585): D learns real images' classes, G is asked to be recognised.
+    Makes labels mean more and samples more alike; 0.1 to 0.5, conditional convolutional nets only."""
+
     optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
     learning_rate: float = 2e-4
     """Of G; of D too unless `discriminator_learning_rate` is set."""
@@ -153,6 +157,8 @@ class Recipe:
         for name in ("decay_from", "decay_to"):
             if getattr(self, name) > 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
+        if self.class_weight and not (self.classes and self.architecture == "conv"):
+            raise RecipeError("class_weight needs classes and architecture 'conv'")
         if self.label_smoothing and self.objective not in ("minimax", "non_saturating"):
             raise RecipeError(f"label_smoothing goes with minimax and non_saturating, objective is {self.objective!r}")
         penalised = self.r1_gamma or self.r2_gamma or self.gp_lambda

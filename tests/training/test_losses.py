@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tinytraining import shrunk
 from torch import nn
 
+from training.families import FAMILIES
 from training.family import Batch, Phase
 from training.losses import (
     OBJECTIVES,
@@ -265,3 +267,25 @@ def test_asking_for_an_objective_brings_what_it_needs():
     assert with_objective(plain, "relativistic").r2_gamma > 0
     with pytest.raises(RecipeError, match=r"objective is 'dice', must be one of minimax.*relativistic"):
         with_objective(plain, "dice")
+
+
+def test_the_class_term_is_cross_entropy_of_reals_for_d_and_of_fakes_for_g():
+    recipe = shrunk("cgan", class_weight=0.5)
+    nets = FAMILIES["cgan"].nets(recipe).eval()
+    batch = Batch(torch.rand(6, 1, 8, 8) * 2 - 1, torch.randn(6, 8), torch.arange(6) % 3)
+    with torch.no_grad():
+        found = {
+            phase: two_player_loss(phase, nets, batch, recipe).terms["class"]
+            for phase in ("discriminator", "generator")
+        }
+        shown = {"discriminator": batch.real, "generator": nets["generator"](batch.z, batch.labels)}
+        for phase, images in shown.items():
+            logits = nets["discriminator"].classify(images).double().numpy()
+            chosen = logits[np.arange(6), batch.labels.numpy()]
+            expected = 0.5 * np.mean(np.log(np.exp(logits).sum(1)) - chosen)
+            assert float(found[phase]) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(RecipeError, match="class_weight needs classes"):
+        recipe.replaced(architecture="mlp")
+    plain = FAMILIES["cgan"].nets(shrunk("cgan", class_weight=0.0))
+    with pytest.raises(RuntimeError, match="class_weight is 0"):
+        plain["discriminator"].classify(batch.real)
