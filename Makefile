@@ -57,6 +57,9 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.dev ## measure the server beside its bound [SECONDS=5]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/server.py --models models --seconds $(or $(SECONDS),5) --append benchmarks/RESULTS.md
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 train: $(VENV)/.dev ## train a model: MODEL=fashion-28 FAMILY=cgan DATA=fashion-mnist [ARGS=...]
