@@ -338,6 +338,8 @@ def _check_operators(path: Path, opset: int, ref: str) -> None:
 
 def _read(path: Path, max_bytes: int, ref: str) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer for ever
+            raise FileInvalid(f"{path.name} is no regular file", model=ref)
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
     except FileNotFoundError:

@@ -64,6 +64,7 @@ class FakeEngine:
         self.error: Exception | None = None
         self.calls: list[dict] = []
         self.cancelled = 0
+        self.answers_as: str | None = None
 
     async def open(self) -> None:
         self.ready = True
@@ -133,7 +134,8 @@ class FakeEngine:
         changes = {"runs_total": stats.runs_total + 1, "rows_total": stats.rows_total + rows, "batch_rows": counts}
         self.stats_by_ref[info.manifest.ref] = replace(stats, **changes)
         timings = Timings(0.001, 0.002, rows)
-        return Generated(images, tuple(drawn), tuple(names), truncation, info.manifest.ref, timings)
+        ref = self.answers_as or info.manifest.ref
+        return Generated(images, tuple(drawn), tuple(names), truncation, ref, timings)
 
     @staticmethod
     def _labels(known, labels, rows) -> list:

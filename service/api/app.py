@@ -47,7 +47,7 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     )
     app.state.parts = parts
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log)
+    app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log, draining=lambda: parts.draining)
     problems.install(app, _methods)
     app.include_router(routes.router)
     app.include_router(pages.router)

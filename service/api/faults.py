@@ -1,6 +1,7 @@
 """Errors of the HTTP side alone; `service.errors` has those of the domain."""
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from service import errors
 
@@ -11,6 +12,10 @@ class MalformedBody(errors.InvalidRequest):
 
 class UnsupportedMediaType(errors.InvalidRequest):
     """The body is of a type that the endpoint does not read."""
+
+
+class BodyTooSlow(errors.InvalidRequest):
+    """The body did not arrive within the deadline."""
 
 
 class BodyTooLarge(errors.TooLarge):
@@ -27,6 +32,11 @@ class AdminOff(errors.InvalidRequest):
 
 class FileMissing(errors.InvalidRequest):
     """The model is there, but not this file of it."""
+
+
+def pointer(field: str) -> str:
+    """A field of the body as a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6)."""
+    return "#/" + quote(field.replace("~", "~0").replace("/", "~1"), safe="~!$&'()*+,;=:@", errors="replace")
 
 
 class Invalid(errors.InvalidRequest):

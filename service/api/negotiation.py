@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from service.api.faults import NotAcceptable
 from service.imaging import FORMATS
 
@@ -59,6 +61,7 @@ def parse_accept(header: str) -> list[tuple[str, float]]:
             value = float(weight)
         except ValueError:
             continue
+        media_range = "*/*" if media_range == "*" else media_range  # as some old clients write it
         if "/" in media_range and 0 <= value <= 1:
             found.append((media_range, value))
     return found if header.strip() else [("*/*", 1.0)]
@@ -71,3 +74,15 @@ def quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
         if values:
             return max(values)
     return 0.0
+
+
+def field_of(request: Request, name: str) -> str | None:
+    """A list-valued header, its lines joined (RFC 9110, 5.3); None if it is absent."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
+
+
+def matches(tag: str, if_none_match: str | None) -> bool:
+    """Whether the client's copy is current: `*`, or a list that has the tag, compared weakly (RFC 9110, 13.1.2)."""
+    tags = [one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")]
+    return tags == ["*"] or tag.removeprefix("W/") in tags

@@ -1,15 +1,16 @@
 """The endpoints that are files or states: health, metrics, samples and card of a model, playground, reference."""
 
+import asyncio
 import hashlib
 from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from service.api import faults, problems, schemas
-from service.api.negotiation import parse_accept, quality
+from service.api.negotiation import field_of, matches, parse_accept, quality
 from service.api.parts import PartsDep
 from service.errors import UnknownModel
 from service.manifest import CARD_FILE, SAMPLES_FILE
@@ -19,6 +20,9 @@ site = APIRouter(include_in_schema=False)
 
 PLAYGROUND = Path(__file__).parent.parent / "playground"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MODEL_FILE_MAX_BYTES = 64 << 20
+"""A sample grid or a card that is larger is none."""
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -52,7 +56,7 @@ async def readyz(parts: PartsDep) -> JSONResponse:
 @router.get("/metrics", summary="Prometheus series", response_class=Response)
 async def metrics(request: Request, parts: PartsDep) -> Response:
     """Prometheus' text format, or OpenMetrics where `Accept` prefers it."""
-    ranges = parse_accept(request.headers.get("accept", "*/*"))
+    ranges = parse_accept(field_of(request, "accept") or "*/*")
     asked = any(media_range == "application/openmetrics-text" and q > 0 for media_range, q in ranges)
     better = asked and quality("application/openmetrics-text", ranges) >= quality("text/plain", ranges)
     body, content_type = parts.metrics.expose(as_openmetrics=better)
@@ -63,15 +67,15 @@ _FILE = problems.responses(UnknownModel, faults.FileMissing)
 
 
 @router.get("/models/{name}/samples.png", summary="A model's sample grid", response_class=Response, responses=_FILE)
-async def samples(name: str, parts: PartsDep) -> Response:
+async def samples(name: str, request: Request, parts: PartsDep) -> Response:
     """The picture that was exported with the model."""
-    return _model_file(parts.engine.model(name).folder, SAMPLES_FILE, "image/png")
+    return await _model_file(request, parts.engine.model(name).folder, SAMPLES_FILE, "image/png")
 
 
 @router.get("/models/{name}/card", summary="A model's card", response_class=Response, responses=_FILE)
-async def card(name: str, parts: PartsDep) -> Response:
+async def card(name: str, request: Request, parts: PartsDep) -> Response:
     """Markdown: what the model draws, its data, metrics and limits."""
-    return _model_file(parts.engine.model(name).folder, CARD_FILE, "text/markdown; charset=utf-8")
+    return await _model_file(request, parts.engine.model(name).folder, CARD_FILE, "text/markdown; charset=utf-8")
 
 
 @site.get("/")
@@ -92,11 +96,31 @@ async def asset(name: str, request: Request) -> Response:
     return _page(request, name)
 
 
-def _model_file(folder: Path, name: str, content_type: str) -> Response:
-    path = folder / name
-    if not path.is_file():
-        raise faults.FileMissing(f"the model's folder has no {name}")
-    return FileResponse(path, headers={"content-type": content_type, "cache-control": "public, max-age=60"})
+async def _model_file(request: Request, folder: Path, name: str, content_type: str) -> Response:
+    body = await asyncio.to_thread(_own_file, folder, name)
+    headers = {"etag": _tag(body), "cache-control": "public, max-age=60", "x-content-type-options": "nosniff"}
+    if matches(headers["etag"], field_of(request, "if-none-match")):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers={**headers, "content-type": content_type})
+
+
+def _own_file(folder: Path, name: str) -> bytes:
+    """A file that really lies in the folder: a model from a stranger may bring a link to any file of this machine.
+
+    Raises:
+        FileMissing: there is none, or it is a link out of the folder, no regular file, unreadable or too large.
+    """
+    try:
+        path = (folder / name).resolve(strict=True)
+        if path.is_file() and path.is_relative_to(folder.resolve()) and path.stat().st_size <= MODEL_FILE_MAX_BYTES:
+            return path.read_bytes()
+    except OSError:
+        pass  # it may be deleted or replaced at any moment
+    raise faults.FileMissing(f"the model's folder has no {name}")
+
+
+def _tag(body: bytes) -> str:
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
 def _page(request: Request, name: str) -> Response:
@@ -107,7 +131,7 @@ def _page(request: Request, name: str) -> Response:
     headers = {"etag": tag, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
     if content_type.startswith("text/html"):
         headers |= {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
-    if request.headers.get("if-none-match") == tag:
+    if matches(tag, field_of(request, "if-none-match")):
         return Response(status_code=304, headers=headers)
     return Response(body, headers={**headers, "content-type": content_type})
 
@@ -119,5 +143,5 @@ def _assets() -> dict[str, tuple[bytes, str, str]]:
     for path in sorted(PLAYGROUND.iterdir()):
         if path.suffix in TYPES:
             body = path.read_bytes()
-            found[path.name] = (body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', TYPES[path.suffix])
+            found[path.name] = (body, _tag(body), TYPES[path.suffix])
     return found

@@ -18,12 +18,14 @@ from service import errors
 from service.api.faults import (
     AdminOff,
     BodyTooLarge,
+    BodyTooSlow,
     ClientGone,
     FileMissing,
     Invalid,
     MalformedBody,
     NotAcceptable,
     UnsupportedMediaType,
+    pointer,
 )
 from service.api.record import STATE_KEY, Record
 
@@ -43,6 +45,7 @@ KINDS: dict[type[Exception], Kind] = {
     errors.UnknownModel: Kind(404, "unknown-model", "No such model"),
     errors.TaskNotServed: Kind(422, "task-not-served", "The model does not serve this task"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    BodyTooSlow: Kind(408, "body-too-slow", "The body did not arrive in time"),
     errors.TooLarge: Kind(422, "too-large", "More than the limit allows"),
     MalformedBody: Kind(400, "malformed-body", "The body is not a JSON object"),
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body's type is not read here"),
@@ -83,7 +86,7 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
         if isinstance(error, Invalid):
             body["errors"] = error.errors
         elif error.field is not None and kind.status == 422:
-            body["errors"] = [{"detail": error.detail, "pointer": f"#/{error.field}"}]
+            body["errors"] = [{"detail": error.detail, "pointer": pointer(error.field)}]
     if isinstance(error, errors.Unavailable):
         body["reason"] = _reason(error, kind)
         if error.retry_after_s is not None or kind.status in (429, 503):
@@ -91,7 +94,7 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
             headers = {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
     if isinstance(error, UnsupportedMediaType):
         headers["accept-post"] = "application/json"
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, (BodyTooLarge, BodyTooSlow)):  # the rest of the body is not waited for
         headers["connection"] = "close"
     if record is not None:
         record.rejected = _reason(error, kind) if isinstance(error, errors.Unavailable) else kind.code

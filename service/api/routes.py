@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.api import faults, problems, schemas
-from service.api.negotiation import Form, choose
+from service.api.negotiation import Form, choose, field_of, matches
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import entity_tag, image_response
 from service.api.record import record_of
@@ -93,12 +93,12 @@ async def generate(request: Request, parts: PartsDep) -> Response:
     """One image for each seed, seeds drawn for a count, or latents given outright."""
     record = record_of(request)
     record.task = Task.GENERATE.value
-    fields = await read_object(request)
+    fields = await read_object(request, timeout_s=_timeout_s(request, parts))
     body = schemas.parse_generate(fields, max_images=parts.settings.max_images)
     record.stages["read"] = perf_counter() - record.started
     model = _serving(parts, body.model, Task.GENERATE)
     record.model = model.manifest.ref
-    form = choose(body.as_, body.format, body.images, request.headers.get("accept"))
+    form = choose(body.as_, body.format, body.images, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
     return await _draw(request, parts, body, form, {"vary": "Accept", **({"etag": tag} if tag else {})})
 
@@ -123,13 +123,13 @@ async def picture(request: Request, parts: PartsDep) -> Response:
     record.stages["read"] = perf_counter() - record.started
     model = _serving(parts, body.model, Task.GENERATE)
     record.model = model.manifest.ref
-    form = choose("image", body.format, 1, request.headers.get("accept"))
+    form = choose("image", body.format, 1, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
     pinned = body.model == model.manifest.ref
     seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
     cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
     headers = {"cache-control": cache, "vary": "Accept", **({"etag": tag} if tag else {})}
-    if tag is not None and tag in _tags(request.headers.get("if-none-match", "")):
+    if tag is not None and matches(tag, field_of(request, "if-none-match")):
         return Response(status_code=304, headers=headers)
     return await _draw(request, parts, body, form, headers)
 
@@ -168,7 +168,7 @@ async def model_page(name: str, parts: PartsDep) -> JSONResponse:
 async def load(name: str, request: Request, parts: PartsDep) -> JSONResponse:
     """Verify, warm and swap in `models/<name>/<version>`; the newest version unless one is named."""
     _admin(parts)
-    return JSONResponse(_summary(await parts.engine.load(name, await _version(request))))
+    return JSONResponse(_summary(await parts.engine.load(name, await _version(request, parts))))
 
 
 @router.post(
@@ -201,6 +201,8 @@ async def _draw(
         timeout_s=_timeout_s(request, parts),
     )
     drawn = await _while_connected(request, drawing)
+    if drawn.model != record.model:  # another version came in between: the tag names the one before
+        headers = {name: value for name, value in headers.items() if name != "etag"}
     record.model = drawn.model
     record.take(drawn.timings)
     return await image_response(parts, record, drawn, form, headers)
@@ -211,6 +213,7 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         ClientGone: the client left.
+        BodyTooLarge: a GET brought a body, and one above the limit.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(request))
@@ -218,10 +221,14 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        watcher.result()
         raise faults.ClientGone
     finally:
         watcher.cancel()
         task.cancel()
+        await asyncio.wait({watcher})
+        if not watcher.cancelled():
+            watcher.exception()  # told above, or of no more interest
 
 
 async def _disconnected(request: Request) -> None:
@@ -270,10 +277,6 @@ def _summary(model: "ModelInfo") -> dict[str, Any]:
     }
 
 
-def _tags(header: str) -> set[str]:
-    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
-
-
 def _header(request: Request, name: str, low: int, high: int) -> int | None:
     text = request.headers.get(name)
     if text is None:
@@ -293,9 +296,9 @@ def _admin(parts: Parts) -> None:
         raise faults.AdminOff("operator calls are off; start with --admin or GANYMEDE_ADMIN=true to allow them")
 
 
-async def _version(request: Request) -> int | None:
+async def _version(request: Request, parts: Parts) -> int | None:
     """`version` from the query or the body, in which nothing else may be."""
-    fields: dict[str, Any] = await read_object(request, optional=True)
+    fields: dict[str, Any] = await read_object(request, timeout_s=parts.settings.timeout_s, optional=True)
     for name, value in parse_qsl(request.url.query, keep_blank_values=True):
         fields[name] = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else value
     for name in fields:

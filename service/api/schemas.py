@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from service.api.faults import Invalid
+from service.api.faults import Invalid, pointer
 from service.api.strict_json import shown
 from service.engine.latents import SEED_END, TRUNCATION_MAX
 from service.errors import InvalidRequest, TooLarge
@@ -108,7 +108,7 @@ def _truncation(value: object) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= TRUNCATION_MAX:  # type: ignore[operator]  # NaN compares false
         raise ValueError(f"truncation is {shown(value)}, must be a finite number from 0 to {TRUNCATION_MAX:g}")
-    return float(value)  # type: ignore[arg-type]
+    return abs(float(value))  # type: ignore[arg-type]  # -0.0 is the same request as 0
 
 
 def _latents(value: object, info: ValidationInfo) -> npt.NDArray[np.float32]:
@@ -272,7 +272,7 @@ def parse_generate(fields: Mapping[str, Any], *, max_images: int) -> GenerateReq
         return request
     if len(wrong) == 1:
         raise wrong[0]
-    told = [{"detail": one.detail, "pointer": f"#/{one.field}"} for one in wrong]
+    told = [{"detail": one.detail, "pointer": pointer(one.field or "")} for one in wrong]
     raise Invalid(told, field=wrong[0].field, allowed=wrong[0].allowed)
 
 

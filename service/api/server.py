@@ -12,11 +12,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.app import create_app
+from service.api.connection import BoundedConnection
 from service.api.parts import Parts
 from service.api.record import JsonFormatter, TextFormatter
 from service.settings import Settings
 
 _log = logging.getLogger("ganymede")
+
+LINGER_S = 0.2
+"""Between closing the port and closing idle connections: what clients had sent by then is still read and answered."""
 
 
 def serve(settings: Settings) -> int:
@@ -27,6 +31,7 @@ def serve(settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedConnection,
         loop="auto",  # uvloop where it is installed
         access_log=False,
         log_config=None,
@@ -70,6 +75,17 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """End when the models could not be opened: a server that can never serve should be restarted."""
         return self.parts.failure is not None or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, then let requests that are on their way arrive before idle connections are closed."""
+        for server in self.servers:
+            server.close()
+        if not self.force_exit:
+            await self._linger()
+        await super().shutdown(sockets)
+
+    async def _linger(self) -> None:
+        await asyncio.sleep(LINGER_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; called in the main thread between two bytecodes."""

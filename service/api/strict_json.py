@@ -1,5 +1,6 @@
 """JSON bodies, read strictly: UTF-8, one object, no repeated names, bounded nesting."""
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -7,27 +8,34 @@ from typing import Any
 
 from starlette.requests import Request
 
-from service.api.faults import Invalid, MalformedBody, UnsupportedMediaType
+from service.api.faults import BodyTooSlow, Invalid, MalformedBody, UnsupportedMediaType, pointer
 
 
-async def read_object(request: Request, *, optional: bool = False) -> dict[str, Any]:
+async def read_object(request: Request, *, timeout_s: float, optional: bool = False) -> dict[str, Any]:
     """The body as a dict. NaN and Infinity pass as floats here, so that the schema can name the field that holds them.
 
     Args:
+        timeout_s: seconds that the body may take to arrive.
         optional: an absent body is an empty object.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
         MalformedBody: not UTF-8, not JSON, not an object, nested too deeply, or a number of thousands of digits.
         Invalid: a name occurs twice in one object.
+        BodyTooSlow: it had not arrived after `timeout_s`.
         BodyTooLarge: from the middleware, while reading.
     """
-    body = await request.body()
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await request.body()
+    except TimeoutError:
+        raise BodyTooSlow(f"the body had not arrived after {timeout_s:g} s", field="body") from None
     if optional and not body:
         return {}
     _check_type(request.headers.get("content-type"))
     if not body:
-        raise MalformedBody("the body is empty, must be a JSON object")
+        lost = "; the HTTP parser drops bodies of requests to upgrade: ask for HTTP/1.1" if _upgrades(request) else ""
+        raise MalformedBody(f"the body is empty, must be a JSON object{lost}")
     try:
         parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -51,6 +59,11 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _upgrades(request: Request) -> bool:
+    """Whether the client offers HTTP/2 as Java's does at first."""
+    return "upgrade" in request.headers and request.headers.get("content-length", "0") != "0"
+
+
 def _check_type(content_type: str | None) -> None:
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if not re.fullmatch(r"application/(.+\+)?json", media_type):
@@ -66,7 +79,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in pairs)
         twice = counts.most_common(1)[0][0][:60]
         detail = f"{twice!r} occurs more than once"
-        raise Invalid([{"detail": detail, "pointer": f"#/{twice}"}], field=twice, allowed=None)
+        raise Invalid([{"detail": detail, "pointer": pointer(twice)}], field=twice, allowed=None)
     return found
 
 

@@ -1,6 +1,7 @@
 """A model's folder: written whole or not at all, and every kind of damage named."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -144,12 +145,19 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
+def swap_for_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "says"),
     [
         (lambda f: (f / "generator.onnx").unlink(), FileInvalid, "generator.onnx is missing"),
         (lambda f: (f / "golden.npz").unlink(), FileInvalid, "golden.npz is missing"),
         (lambda f: (f / "manifest.json").unlink(), FileInvalid, "manifest.json is missing"),
+        (lambda f: swap_for_pipe(f / "manifest.json"), FileInvalid, "manifest.json is no regular file"),
+        (lambda f: swap_for_pipe(f / "golden.npz"), FileInvalid, "golden.npz"),
         (lambda f: flip(f / "generator.onnx"), HashMismatch, "generator.onnx"),
         (lambda f: flip(f / "golden.npz"), HashMismatch, "golden.npz"),
         (lambda f: (f / "manifest.json").write_text("{"), ManifestInvalid, "not JSON"),

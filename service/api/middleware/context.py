@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from secrets import token_hex
 from time import perf_counter
 from urllib.parse import quote
@@ -22,12 +23,16 @@ class RequestContext:
 
     An `X-Request-Id` of up to 128 plain characters is kept, so that one id follows a request through many services;
     anything else is replaced, since it ends in logs.
+
+    Args:
+        draining: whether the server is about to stop; its answers then end their connections.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, draining: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event; only HTTP is ours."""
@@ -48,6 +53,8 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = record.request_id
                 headers["server-timing"] = record.server_timing()
+                if self._draining():  # else the client sends its next request down a connection about to close
+                    headers["connection"] = "close"
             elif message["type"] == "http.response.body":
                 if record.method == "HEAD":
                     message = {**message, "body": b""}

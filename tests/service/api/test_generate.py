@@ -1,5 +1,6 @@
 """`/generate` through the whole stack: forms, headers, seeds, conditional requests, what reaches the engine."""
 
+import asyncio
 import base64
 import io
 import json
@@ -205,3 +206,47 @@ async def test_large_pictures_encode_in_a_thread(client, engine, monkeypatch):
     reply = await client.post("/generate", json={"model": "faces", "seed": 3})
     np.testing.assert_array_equal(pixels(reply.content), FakeEngine._picture(3, None, 3))
     assert any(thread.name.startswith("encode") for thread in client.parts.encoders._threads)
+
+
+async def test_any_copy_is_current_for_a_star(client, engine):
+    url = "/generate?model=clothes&seed=7"
+    assert (await client.get(url, headers={"if-none-match": "*"})).status_code == 304
+    lines = [("if-none-match", '"x"'), ("if-none-match", (await client.get(url)).headers["etag"])]
+    assert (await client.get(url, headers=lines)).status_code == 304
+    assert (await client.get(url, headers={"if-none-match": '"*"'})).status_code == 200
+
+
+async def test_accept_may_come_in_several_lines(client):
+    lines = [("accept", "text/plain"), ("accept", "image/webp")]
+    reply = await client.post("/generate", json={"model": "faces", "seed": 1}, headers=lines)
+    assert reply.headers["content-type"] == "image/webp"
+
+
+async def test_minus_zero_is_zero(client):
+    replies = [
+        await client.post("/generate", json={"model": "faces", "seed": 1, "truncation": value}) for value in (0, -0.0)
+    ]
+    assert replies[0].content == replies[1].content and replies[0].headers["etag"] == replies[1].headers["etag"]
+
+
+async def test_a_get_with_too_large_a_body_is_413(client, engine):
+    async def stream():
+        for _ in range(64):
+            yield b" " * (1 << 15)
+
+    engine.gate = asyncio.Event()  # the body is read while the picture is waited for
+    async with asyncio.timeout(20):
+        reply = await client.request("GET", "/generate?model=faces&seed=1", content=stream())
+    assert reply.status_code == 413 and engine.cancelled == 1
+
+
+async def test_a_version_that_comes_in_between_has_no_tag_of_the_one_before(client, engine):
+    engine.gate = asyncio.Event()
+    asking = asyncio.create_task(client.get("/generate?model=clothes&seed=7"))
+    async with asyncio.timeout(20):
+        while not engine.calls:  # noqa: ASYNC110  # the fake tells nobody
+            await asyncio.sleep(0.001)
+        engine.answers_as = "clothes@2"
+        engine.gate.set()
+        reply = await asking
+    assert reply.headers["x-model"] == "clothes@2" and "etag" not in reply.headers

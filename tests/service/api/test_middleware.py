@@ -128,3 +128,9 @@ async def test_json_logs_are_json(client, engine, caplog):
     access = next(line for line in lines if line["logger"] == "ganymede.access")
     assert (access["request_id"], access["status"], access["level"]) == ("r9", 500, "info")
     assert any("ZeroDivisionError" in line.get("exception", "") for line in lines)
+
+
+async def test_while_draining_answers_end_their_connections(client):
+    assert "connection" not in (await client.get("/livez")).headers
+    client.parts.draining = True
+    assert (await client.get("/livez")).headers["connection"] == "close"

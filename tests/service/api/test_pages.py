@@ -1,6 +1,7 @@
 """Models, health, operator calls, playground and reference."""
 
 import asyncio
+import os
 import re
 
 import httpx
@@ -183,3 +184,27 @@ async def test_openapi_is_whole(client):
         "model", "seed", "seeds", "count", "latents", "label", "truncation", "format", "as",
     ]  # fmt: skip
     assert all("description" in schema for schema in properties.values())
+
+
+async def test_files_of_models_revalidate(client):
+    first = await client.get("/models/faces/samples.png")
+    for given in (first.headers["etag"], f'"x", W/{first.headers["etag"]}', "*"):
+        again = await client.get("/models/faces/samples.png", headers={"if-none-match": given})
+        assert (again.status_code, again.content) == (304, b""), given
+
+
+@pytest.mark.parametrize("odd", ["link", "dangling", "pipe", "folder"])
+async def test_only_files_of_the_folder_are_sent(client, tmp_path, tmp_path_factory, odd):
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_text("secret")
+    card = tmp_path / "CARD.md"
+    make = {
+        "link": lambda: card.symlink_to(secret),
+        "dangling": lambda: card.symlink_to(secret.with_name("none")),
+        "pipe": lambda: os.mkfifo(card),
+        "folder": card.mkdir,
+    }
+    make[odd]()
+    async with asyncio.timeout(20):
+        reply = await client.get("/models/faces/card")
+    assert reply.status_code == 404 and "secret" not in reply.text

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a request, and what the answer says. Never a 5xx for a client's mistake."""
 
+import asyncio
 import json
 
 import pytest
@@ -248,3 +249,26 @@ async def test_no_json_makes_a_server_error(client, body, named):
         body = {**body, "model": "clothes"}
     reply = await client.post("/generate", content=json.dumps(body).encode(), headers=JSON)
     assert reply.status_code in (200, 400, 404, 422), (body, reply.text)
+
+
+async def test_pointers_are_escaped(client):
+    reply = await client.post("/generate", json={"model": "faces", "a/b~c d": 1})
+    assert check(reply, 422)["errors"][0]["pointer"] == "#/a~1b~0c%20d"
+    reply = await client.post("/generate", content=rb'{"model": "faces", "\ud800": 1}', headers=JSON)
+    assert check(reply, 422)["errors"][0]["pointer"] == "#/%3F"
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(client, engine):
+    async def stream():
+        yield b'{"model":'
+        await asyncio.Event().wait()
+
+    reply = await client.post("/generate", content=stream(), headers={**JSON, "x-request-timeout-ms": "10"})
+    assert check(reply, 408)["field"] == "body" and reply.headers["connection"] == "close"
+    assert engine.calls == []
+
+
+async def test_a_body_lost_to_an_upgrade_is_explained(client):
+    headers = {**JSON, "upgrade": "h2c", "connection": "Upgrade, HTTP2-Settings", "content-length": "49"}
+    assert "HTTP/1.1" in check(await client.post("/generate", content=b"", headers=headers), 400)["detail"]
+    assert "HTTP/1.1" not in check(await client.post("/generate", content=b"", headers=JSON), 400)["detail"]

@@ -1,0 +1,132 @@
+"""Heads of requests that are too long or never end, and the order in which a server closes: over real sockets."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.api import connection
+from service.api.app import create_app
+from service.api.connection import BoundedConnection
+from service.api.server import DrainingServer
+from service.settings import Settings
+
+
+async def echo(scope, receive, send):
+    """Answers with the length of the body."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length, more = length + len(message.get("body", b"")), message.get("more_body", False)
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(str(length)))]}
+    )
+    await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+@asynccontextmanager
+async def connected():
+    """Reader and writer of one connection to a server of `echo`."""
+    config = uvicorn.Config(echo, http=BoundedConnection, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: BoundedConnection(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        async with asyncio.timeout(30):
+            yield reader, writer
+    finally:
+        writer.close()
+        server.close()
+
+
+async def until_closed(reader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:  # closed with bytes of ours unread
+        return b""
+
+
+def request(head: bytes = b"", body: bytes = b"") -> bytes:
+    return b"POST / HTTP/1.1\r\nhost: x\r\n%scontent-length: %d\r\n\r\n%s" % (head, len(body), body)
+
+
+async def answer(reader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    length = int(next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")).split()[1])
+    return await reader.readexactly(length)
+
+
+async def test_bodies_and_later_requests_are_not_counted_as_heads():
+    body = b"x" * (2 * connection.HEAD_MAX_BYTES)
+    async with connected() as (reader, writer):
+        for _ in range(3):
+            writer.write(request(body=body))
+            assert await answer(reader) == b"%d" % len(body)
+        writer.write(request(b"x-long: " + b"a" * (connection.HEAD_MAX_BYTES // 2) + b"\r\n") * 2)
+        assert [await answer(reader), await answer(reader)] == [b"0", b"0"]
+
+
+@pytest.mark.parametrize("before", [b"", request(body=b"abc")])
+async def test_a_head_without_end_is_refused(before):
+    async with connected() as (reader, writer):
+        if before:
+            writer.write(before)
+            assert await answer(reader) == b"3"
+        writer.write(b"GET / HTTP/1.1\r\nx-endless: ")
+        sent = 0
+        try:
+            while sent < 64 * connection.HEAD_MAX_BYTES and not writer.transport.is_closing():
+                writer.write(b"a" * 8192)
+                sent += 8192
+                await writer.drain()
+                await asyncio.sleep(0)
+        except ConnectionError:
+            pass
+        assert await until_closed(reader) in (
+            b"",
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        )
+        assert sent < 64 * connection.HEAD_MAX_BYTES
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HT", request(body=b"abc") + b"GET / HTTP/1.1\r\nx: "])
+async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch, start):
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
+    async with connected() as (reader, writer):
+        writer.write(start)
+        assert b"HTTP/1.1 408 Request Timeout" in await reader.read()
+
+
+async def test_what_was_sent_before_the_port_closed_is_answered(tmp_path):
+    """A client may use an idle connection at the very moment in which the server stops."""
+    app = create_app(Settings(models=tmp_path))
+    config = uvicorn.Config(app, port=0, http=BoundedConnection, log_config=None, timeout_graceful_shutdown=20)
+    server = DrainingServer(config, app)
+    lingering, sent = asyncio.Event(), asyncio.Event()
+
+    async def linger() -> None:
+        lingering.set()
+        await sent.wait()
+
+    server._linger = linger
+    serving = asyncio.create_task(server.serve())
+    async with asyncio.timeout(60):
+        while not server.started:  # noqa: ASYNC110  # uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        address = server.servers[0].sockets[0].getsockname()
+        reader, writer = await asyncio.open_connection(*address)
+        server.should_exit = True
+        await lingering.wait()
+        with pytest.raises(OSError):
+            await asyncio.open_connection(*address)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"alive" in await answer(reader)
+        sent.set()
+        assert await reader.read() == b""
+        await serving
