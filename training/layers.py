@@ -191,7 +191,7 @@ class _ColourHead(nn.Conv2d):
 
 
 class _PaletteHead(nn.Module):
-    """Features [N, F, H, W] to mixtures of a few colours that z decides on, [N, C, H, W] in [-1, 1].
+    """Features [N, F, H, W] to mixtures of a few colours, [N, C, H, W] in [-1, 1].
 
     A softmax saturates: areas of one colour come out exactly flat and edges are mixtures of two, as in a drawing. A
     free colour head leaves a few levels of noise there, which is far from invisible on flat areas.
@@ -199,10 +199,13 @@ class _PaletteHead(nn.Module):
 
     def __init__(self, features: int, recipe: Recipe) -> None:
         super().__init__()
-        self.shape = (recipe.palette, recipe.channels)
+        # Paper, ink and the like are the same in every drawing: a quarter of the colours do not depend on z.
+        shared = recipe.palette // 4
+        self.shape = (recipe.palette - shared, recipe.channels)
+        self.shared = nn.Parameter(torch.randn(shared, recipe.channels))
         self.mix = nn.Conv2d(features, recipe.palette, 3, padding=1)
         self.colours = nn.Sequential(
-            nn.Linear(recipe.latent_dim, 128), nn.ReLU(), nn.Linear(128, recipe.palette * recipe.channels)
+            nn.Linear(recipe.latent_dim, 128), nn.ReLU(), nn.Linear(128, self.shape[0] * self.shape[1])
         )
         # Colours that differ from the start: alike ones would be told apart by nothing.
         nn.init.normal_(self.colours[2].bias)  # type: ignore[arg-type]
@@ -210,9 +213,14 @@ class _PaletteHead(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         # Logits are scaled up so that the first images are not one grey.
         weights = (4 * self.mix(x)).softmax(dim=1)
-        colours: Tensor = torch.tanh(self.colours(z)).view(-1, *self.shape)
-        image: Tensor = colours.transpose(1, 2) @ weights.flatten(2)
+        image: Tensor = self.palette(z).transpose(1, 2) @ weights.flatten(2)
         return image.view(-1, self.shape[1], *x.shape[2:])
+
+    def palette(self, z: Tensor) -> Tensor:
+        """z [N, latent_dim] -> colours [N, palette, C] in [-1, 1], the shared ones first."""
+        own: Tensor = self.colours(z)
+        shared = self.shared.expand(len(z), -1, -1)
+        return torch.tanh(torch.cat([shared, own.view(-1, *self.shape)], dim=1))
 
 
 class _Refine(nn.Module):

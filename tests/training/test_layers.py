@@ -140,13 +140,14 @@ def test_rows_of_a_discriminator_without_batch_statistics_are_strangers():
 
 def test_a_palette_generator_mixes_few_colours_and_draws_flat_areas_flat():
     recipe = (
-        FAMILIES["dcgan"].recipes["modern"].replaced(size=8, latent_dim=8, generator_width=4, max_channels=8, palette=3)
+        FAMILIES["dcgan"].recipes["modern"].replaced(size=8, latent_dim=8, generator_width=4, max_channels=8, palette=4)
     )
     generator = ConvGenerator(recipe).eval()
     z = torch.randn(2, 8)
     with torch.no_grad():
-        colours = torch.tanh(generator.to_image.colours(z)).view(2, 3, 3)
+        colours = generator.to_image.palette(z)
         images = generator(z)
+        assert torch.equal(colours[0, 0], colours[1, 0]) and not torch.equal(colours[0, 1], colours[1, 1])
         low, high = colours.amin(1)[:, :, None, None], colours.amax(1)[:, :, None, None]
         assert images.shape == (2, 3, 8, 8) and (images >= low - 1e-6).all() and (images <= high + 1e-6).all()
         generator.to_image.mix.bias[1] += 100  # the second colour wins everywhere
