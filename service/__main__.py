@@ -77,7 +77,7 @@ async def _check(settings: Settings) -> int:
         for ref in loaded:
             print(f"ok       {ref}")
         for folder, reason in sorted(engine.refused.items()):
-            print(f"refused  {folder}: {reason}")
+            print(f"refused  {folder}: {reason.removeprefix(f'{folder}: ')}")
         if not loaded and not engine.refused:
             print(f"{settings.models} holds no model", file=sys.stderr)
         return 0 if loaded and not engine.refused else 1

@@ -119,7 +119,7 @@ async def _open(parts: Parts) -> None:
         return
     parts.opened = True
     for folder, reason in parts.engine.refused.items():
-        _log.error("refused %s: %s", folder, reason)
+        _log.error("refused %s: %s", folder, reason.removeprefix(f"{folder}: "))
     loaded = ", ".join(sorted(model.manifest.ref for model in parts.engine.models()))
     _log.info("serving %s", loaded or f"no model: {parts.settings.models} has none that passed")
 

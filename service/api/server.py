@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -78,11 +80,21 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, then let requests that are on their way arrive before idle connections are closed."""
+        listeners = [] if os.name == "nt" else [own.fileno() for server in self.servers for own in server.sockets]
+        copies = [socket.socket(fileno=os.dup(descriptor)) for descriptor in listeners]
         for server in self.servers:
             server.close()
+        for connection in [found for copy in copies for found in _waiting(copy)]:
+            await self._take_on(connection)
         if not self.force_exit:
             await self._linger()
         await super().shutdown(sockets)
+
+    async def _take_on(self, connection: socket.socket) -> None:
+        config, loop = self.config, asyncio.get_running_loop()
+        made = {"config": config, "server_state": self.server_state, "app_state": self.lifespan.state, "_loop": loop}
+        with suppress(OSError):  # the client is gone again
+            await loop.connect_accepted_socket(lambda: BoundedConnection(**made), connection)
 
     async def _linger(self) -> None:
         await asyncio.sleep(LINGER_S)
@@ -103,3 +115,19 @@ class DrainingServer(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _waiting(listener: socket.socket) -> list[socket.socket]:
+    """Close a listening socket, and return the clients whom the kernel had let in and the loop had not yet met.
+
+    A close alone would reset them, requests sent and all; under load there are always some.
+    """
+    found: list[socket.socket] = []
+    with listener:
+        listener.setblocking(False)
+        with suppress(OSError):  # BlockingIOError: no more
+            while True:
+                found.append(listener.accept()[0])
+    for connection in found:
+        connection.setblocking(False)
+    return found

@@ -1,6 +1,7 @@
 """Heads of requests that are too long or never end, and the order in which a server closes: over real sockets."""
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 
 import pytest
@@ -130,3 +131,25 @@ async def test_what_was_sent_before_the_port_closed_is_answered(tmp_path):
         sent.set()
         assert await reader.read() == b""
         await serving
+
+
+async def test_clients_whom_only_the_kernel_had_met_are_answered(tmp_path):
+    app = create_app(Settings(models=tmp_path))
+    config = uvicorn.Config(app, port=0, http=BoundedConnection, log_config=None, timeout_graceful_shutdown=20)
+    server = DrainingServer(config, app)
+    clients = []
+
+    async def on_tick(counter: int) -> bool:
+        """Connect without giving the loop a turn, and end the server in the same breath."""
+        for _ in range(3):
+            clients.append(socket.create_connection(server.servers[0].sockets[0].getsockname()))
+            clients[-1].sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return True
+
+    server.on_tick = on_tick
+    async with asyncio.timeout(60):
+        await server.serve()
+    for client in clients:
+        with client:
+            client.settimeout(20)
+            assert client.recv(12) == b"HTTP/1.1 200"
