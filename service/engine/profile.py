@@ -36,6 +36,8 @@ TIE = 1.05
 """A split with fewer lanes wins within this factor of the fastest: its lone requests are quicker."""
 RATE_S = 0.08
 """Seconds for which one split of lanes and threads is timed, or four runs where those take longer."""
+TIME_S = 0.02
+"""Seconds for which one batch size is timed, and three runs at least."""
 PLAN_SCHEMA = 1
 
 
@@ -233,7 +235,13 @@ def probe(session: Session, inputs: Arrays, sizes: Sequence[int], deadline_s: fl
 
 
 def knee(costs: Mapping[int, float]) -> tuple[int, int, float]:
-    """(batch cap, smallest share, seconds per row at the cap) of a cost curve: rows in a run -> seconds of the run."""
+    """(batch cap, smallest share, seconds per row at the cap) of a cost curve: rows in a run -> seconds of the run.
+
+    Fewer rows never cost more than more rows do: where they seem to, something else ran meanwhile.
+    """
+    least, costs = math.inf, dict(sorted(costs.items()))
+    for rows in reversed(costs):
+        costs[rows] = least = min(least, costs[rows])
     row_s = {rows: (seconds + RUN_OVERHEAD_S) / rows for rows, seconds in costs.items()}
     best = min(row_s.values())
     cap = min(rows for rows, cost in row_s.items() if cost <= KNEE * best)
@@ -264,14 +272,18 @@ def _same(answer: np.ndarray, alone: np.ndarray) -> bool:
     return answer.tobytes() == alone.tobytes()
 
 
-def _time(session: Session, rows: Arrays, deadline_s: float, repeats: int = 3) -> float:
-    """Seconds of a run: the least of three, for anything else that ran meanwhile only adds."""
-    best = math.inf
-    for _ in range(repeats):
+def _time(session: Session, rows: Arrays, deadline_s: float) -> float:
+    """Seconds of a run: the least of three or more, for anything else that ran meanwhile only adds.
+
+    Short runs are repeated for TIME_S, longer than a busy machine usually takes a core away.
+    """
+    best, began_s = math.inf, time.monotonic()
+    for repeat in range(100):
         started_s = time.perf_counter()
         session.run(rows)
         best = min(best, time.perf_counter() - started_s)
-        if time.monotonic() > deadline_s:
+        now_s = time.monotonic()
+        if now_s > deadline_s or (repeat >= 2 and now_s - began_s > TIME_S):
             break
     return best
 

@@ -61,6 +61,12 @@ def test_the_cap_is_at_the_knee(costs, cap):
     assert chosen == cap and share <= cap and row_s == costs[cap] / cap
 
 
+def test_a_run_that_was_held_up_does_not_lower_the_cap():
+    calm = {1: 0.001, 2: 0.0012, 4: 0.0014, 8: 0.0025}
+    assert knee({**calm, 4: 0.060}) == knee({**calm, 4: 0.0025})
+    assert knee({**calm, 4: 0.060})[0] == 8
+
+
 def test_extremes_leave_the_watched_row_alone():
     inputs = {**rows([1, 2]), "i": np.arange(8, dtype=np.uint8).reshape(2, 4), "k": np.array([5, 6])}
     batch = extreme(inputs, 5, 3)
