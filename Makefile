@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train export docker test-docker gpu-env test-gpu clean
+.PHONY: help serve test fuzz check format bench train export docker test-docker gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ serve: $(VENV)/.serve ## serve models/ over HTTP [PORT=8000] [HOST=127.0.0.1]
 
 test: $(VENV)/.dev ## run the tests [JOBS=2] [ARGS="-k name"]
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+fuzz: $(VENV)/.dev ## the long random searches, beyond the short ones in `make test`
+	$(ONE_THREAD) $(BIN)/python -m pytest -m fuzz -n $(JOBS) $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
