@@ -271,6 +271,8 @@ class ConvDiscriminator(nn.Module):
         self.dropout = nn.Dropout(recipe.dropout)
         self.to_logit = nn.Linear(features * start**2, 1)
         self.classes = nn.Embedding(recipe.classes, features) if recipe.classes else None
+        if recipe.class_weight and not recipe.classes:
+            raise RecipeError(f"class_weight is {recipe.class_weight}, but there are no classes to weigh: use 0")
         self.to_class = nn.Linear(features, recipe.classes) if recipe.classes and recipe.class_weight else None
         initialise(self, recipe)
 

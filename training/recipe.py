@@ -157,8 +157,8 @@ class Recipe:
         for name in ("decay_from", "decay_to"):
             if getattr(self, name) > 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
-        if self.class_weight and not (self.classes and self.architecture == "conv"):
-            raise RecipeError("class_weight needs classes and architecture 'conv'")
+        if self.class_weight and self.architecture == "mlp":
+            raise RecipeError("class_weight is for convolutional nets: architecture 'mlp' has no classifier")
         if self.label_smoothing and self.objective not in ("minimax", "non_saturating"):
             raise RecipeError(f"label_smoothing goes with minimax and non_saturating, objective is {self.objective!r}")
         penalised = self.r1_gamma or self.r2_gamma or self.gp_lambda

@@ -284,8 +284,10 @@ def test_the_class_term_is_cross_entropy_of_reals_for_d_and_of_fakes_for_g():
             chosen = logits[np.arange(6), batch.labels.numpy()]
             expected = 0.5 * np.mean(np.log(np.exp(logits).sum(1)) - chosen)
             assert float(found[phase]) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(RecipeError, match="class_weight needs classes"):
+    with pytest.raises(RecipeError, match="class_weight is for convolutional nets"):
         recipe.replaced(architecture="mlp")
+    with pytest.raises(RecipeError, match="no classes to weigh"):
+        FAMILIES["dcgan"].nets(shrunk("dcgan", class_weight=0.5))
     plain = FAMILIES["cgan"].nets(shrunk("cgan", class_weight=0.0))
     with pytest.raises(RuntimeError, match="class_weight is 0"):
         plain["discriminator"].classify(batch.real)
