@@ -186,7 +186,7 @@ def to_onnx(graph: GraphExport) -> bytes:
         program = torch.onnx.export(
             module, arguments, dynamo=True, opset_version=OPSET, verbose=False,
             input_names=[t.name for t in graph.inputs], output_names=[t.name for t in graph.outputs],
-            dynamic_shapes=(dynamic,) if _takes_varargs(module) else dynamic,
+            dynamic_shapes=dynamic,
         )  # fmt: skip
     if program is None:
         raise ExportError("torch.onnx.export returned nothing")
@@ -208,12 +208,6 @@ def _without_known_noise() -> Iterator[None]:
             yield
     finally:
         registry.removeFilter(telling)
-
-
-def _takes_varargs(module: nn.Module) -> bool:
-    import inspect
-
-    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
 
 
 def _cleaned(model: onnx.ModelProto) -> bytes:

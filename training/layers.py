@@ -13,10 +13,10 @@ from training.recipe import Recipe, RecipeError
 
 
 class MinibatchStddev(nn.Module):
-    """Append one channel: how much the batch varies at each place, averaged over channels (arXiv:1710.10196).
+    """Append one channel: how much the batch varies, averaged over channels and places (arXiv:1710.10196).
 
-    Maps [N, C, H, W] to [N, C + 1, H, W]. Groups of at most `group` rows share a statistic; a batch that the group
-    does not divide is one group.
+    Maps [N, C, ...] to [N, C + 1, ...], of images' features or a perceptron's. Groups of at most `group` rows share a
+    statistic; a batch that the group does not divide is one group.
     """
 
     def __init__(self, group: int = 4) -> None:
@@ -25,12 +25,12 @@ class MinibatchStddev(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        n, c, h, w = x.shape
+        n = len(x)
         group = self.group if n % self.group == 0 else n
         # Strided groups (row i with i + n/group, ...) so that neighbours of one class do not form a group.
-        grouped = x.reshape(group, n // group, c, h, w)
-        deviation = (grouped.float().var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
-        channel = deviation.repeat(group).reshape(n, 1, 1, 1).expand(n, 1, h, w)
+        grouped = x.reshape(group, n // group, -1)
+        deviation = (grouped.float().var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=1)
+        channel = deviation.repeat(group).reshape(n, *[1] * (x.dim() - 1)).expand(n, 1, *x.shape[2:])
         return torch.cat([x, channel.to(x.dtype)], dim=1)
 
 

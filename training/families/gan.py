@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.family import Family
-from training.layers import Maxout, initialise, latent_to_image
+from training.layers import Maxout, MinibatchStddev, initialise, latent_to_image
 from training.losses import two_player_loss, two_player_phases
 from training.recipe import Recipe
 
@@ -46,20 +46,6 @@ class Generator(nn.Module):
         return torch.tanh(pixels).view(-1, *self.shape)
 
 
-class BatchSpread(nn.Module):
-    """Append one feature: the mean standard deviation over groups of rows (arXiv:1710.10196): [N, F] to [N, F + 1]."""
-
-    def __init__(self, group: int = 4) -> None:
-        super().__init__()
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        group = self.group if len(x) % self.group == 0 else len(x)
-        deviation = (x.reshape(group, -1, x.shape[1]).var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=1)
-        return torch.cat([x, deviation.repeat(group).unsqueeze(1)], dim=1)
-
-
 class Discriminator(nn.Module):
     """images [N, C, size, size] -> logits [N]. `paper`: two maxout layers of five pieces."""
 
@@ -74,7 +60,7 @@ class Discriminator(nn.Module):
             hidden = [nn.Linear(pixels, 2 * width), nn.LeakyReLU(0.2), nn.Dropout(recipe.dropout)]
             hidden += [nn.Linear(2 * width, width), nn.LeakyReLU(0.2)]
             previous = width
-        hidden += [nn.Dropout(recipe.dropout)] + ([BatchSpread()] if spread else [])
+        hidden += [nn.Dropout(recipe.dropout)] + ([MinibatchStddev()] if spread else [])
         self.body = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(previous + spread, 1))
         initialise(self, recipe)
 
