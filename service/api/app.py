@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 
 from service import __version__
 from service.api import pages, problems, routes, schemas
+from service.api.direct import Direct
 from service.api.middleware.context import RequestContext
 from service.api.middleware.limits import BodyLimit
 from service.api.parts import Parts
@@ -46,6 +47,7 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.parts = parts
+    app.add_middleware(Direct, endpoints=routes.DIRECT, parts=parts)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log, draining=lambda: parts.draining)
     problems.install(app, _methods)

@@ -1,6 +1,7 @@
 """Which form an answer takes: what the body names stands, `Accept` chooses what it leaves open (RFC 9110, 12.5.1)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.requests import Request
 
@@ -8,6 +9,9 @@ from service.api.faults import NotAcceptable
 from service.imaging import FORMATS
 
 JSON, ZIP = "application/json", "application/zip"
+
+CACHED_CHARACTERS = 256
+"""Of an `Accept` header: longer ones are read anew each time, so that nobody fills memory with them."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,15 @@ def choose(shape: str | None, fmt: str | None, images: int, accept: str | None) 
     Raises:
         NotAcceptable: the body leaves the type open and `Accept` has none of ours; `allowed` lists them.
     """
-    if shape is None and fmt is not None and images == 1:
+    if accept is not None and len(accept) > CACHED_CHARACTERS:
+        return _choose(shape, fmt, images == 1, accept)
+    return _choose_again(shape, fmt, images == 1, accept)
+
+
+def _choose(shape: str | None, fmt: str | None, single: bool, accept: str | None) -> Form:
+    if shape is None and fmt is not None and single:
         shape = "image"
-    shapes = [shape] if shape else (["image", "json", "zip"] if images == 1 else ["json", "zip", "grid"])
+    shapes = [shape] if shape else (["image", "json", "zip"] if single else ["json", "zip", "grid"])
     forms = [Form(one, other) for one in shapes for other in ([fmt] if fmt else FORMATS)]
     types = list(dict.fromkeys(form.media_type for form in forms))
     ranges = parse_accept(accept) if accept is not None else [("*/*", 1.0)]
@@ -49,6 +59,10 @@ def choose(shape: str | None, fmt: str | None, images: int, accept: str | None) 
     if len(types) == 1:
         return forms[0]
     raise NotAcceptable(f"Accept has none of {', '.join(types)}", field="accept", allowed=types)
+
+
+_choose_again = lru_cache(maxsize=1024)(_choose)
+"""Clients send the same few headers again and again."""
 
 
 def parse_accept(header: str) -> list[tuple[str, float]]:

@@ -27,8 +27,11 @@ class Parts:
     draining: bool = False
     failure: BaseException | None = None
     encoders: ThreadPoolExecutor = field(init=False)
+    encode_options: EncodeOptions = field(init=False)
+    """Qualities from the settings."""
 
     def __post_init__(self) -> None:
+        self.encode_options = EncodeOptions(self.settings.jpeg_quality, self.settings.webp_quality)
         self.encoders = ThreadPoolExecutor(self.settings.encode_threads, thread_name_prefix="encode")
 
     @property
@@ -43,11 +46,6 @@ class Parts:
         if not self.engine.models():
             return "no-models"
         return "ready" if self.engine.ready else "loading"
-
-    @property
-    def encode_options(self) -> EncodeOptions:
-        """Qualities from the settings."""
-        return EncodeOptions(jpeg_quality=self.settings.jpeg_quality, webp_quality=self.settings.webp_quality)
 
 
 async def parts_of(request: Request) -> Parts:

@@ -28,6 +28,9 @@ class Record:
     request_id: str
     method: str
     path: str
+    trace_id: str
+    span_id: str
+    trace_flags: str
     started: float = field(default_factory=perf_counter)
     model: str = "other"
     task: str = "other"
@@ -37,12 +40,17 @@ class Record:
     rejected: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
     batch_rows: int | None = None
+    coalesced: bool = False
 
     def take(self, timings: "Timings") -> None:
         """Adopt the timings that ride on the engine's result."""
         self.stages["queue"] = timings.queue_s
         self.stages["run"] = timings.run_s
         self.batch_rows = timings.batch_rows
+
+    def traceparent(self) -> str:
+        """This request's span as W3C Trace Context writes it, version 00."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.trace_flags}"
 
     def server_timing(self) -> str:
         """The `Server-Timing` header: milliseconds of each stage so far, and in total."""
@@ -63,6 +71,8 @@ def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
         return
     fields: dict[str, Any] = {
         "request_id": record.request_id,
+        "trace_id": record.trace_id,
+        "span_id": record.span_id,
         "method": record.method,
         "path": record.path,
         "status": record.status,
@@ -74,6 +84,8 @@ def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
         fields |= {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in record.stages.items()}
     if record.batch_rows is not None:
         fields["batch_rows"] = record.batch_rows
+    if record.coalesced:
+        fields["coalesced"] = True
     if record.rejected is not None:
         fields["rejected"] = record.rejected
     _access.info("%s %s %d", record.method, record.path, record.status, extra={"fields": fields})

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.api import faults, problems, schemas
+from service.api.direct import Endpoint
 from service.api.negotiation import Form, choose, field_of, matches
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import entity_tag, image_response
@@ -19,6 +20,7 @@ from service.api.record import record_of
 from service.api.strict_json import read_object, shown
 from service.errors import (
     DeadlineExceeded,
+    GanymedeError,
     InvalidRequest,
     NotReady,
     Overloaded,
@@ -37,6 +39,9 @@ router = APIRouter()
 
 ENDPOINTS = {Task.GENERATE: "POST /generate", Task.TRANSLATE: "POST /translate", Task.UPSCALE: "POST /upscale"}
 PINNED_CACHE_S = 31_536_000
+
+WATCHED_AFTER_S = 0.05
+"""Requests that take longer are watched for clients that leave; shorter ones would be over before it helped."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _IMAGES: dict[str, Any] = dict.fromkeys(FORMATS.values(), _BINARY)
@@ -97,7 +102,7 @@ async def generate(request: Request, parts: PartsDep) -> Response:
     body = schemas.parse_generate(fields, max_images=parts.settings.max_images)
     record.stages["read"] = perf_counter() - record.started
     model = _serving(parts, body.model, Task.GENERATE)
-    record.model = model.manifest.ref
+    record.model = model.ref
     form = choose(body.as_, body.format, body.images, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
     return await _draw(request, parts, body, form, {"vary": "Accept", **({"etag": tag} if tag else {})})
@@ -122,10 +127,10 @@ async def picture(request: Request, parts: PartsDep) -> Response:
     body = schemas.parse_query(pairs)
     record.stages["read"] = perf_counter() - record.started
     model = _serving(parts, body.model, Task.GENERATE)
-    record.model = model.manifest.ref
+    record.model = model.ref
     form = choose("image", body.format, 1, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
-    pinned = body.model == model.manifest.ref
+    pinned = body.model == model.ref
     seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
     cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
     headers = {"cache-control": cache, "vary": "Accept", **({"etag": tag} if tag else {})}
@@ -201,6 +206,7 @@ async def _draw(
         timeout_s=_timeout_s(request, parts),
     )
     drawn = await _while_connected(request, drawing)
+    record.coalesced = drawn.coalesced
     if drawn.model != record.model:  # another version came in between: the tag names the one before
         headers = {name: value for name, value in headers.items() if name != "etag"}
     record.model = drawn.model
@@ -215,25 +221,50 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         ClientGone: the client left.
         BodyTooLarge: a GET brought a body, and one above the limit.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(request))
+    task = asyncio.current_task()
+    assert task is not None
+    watch = _Watch(request, task)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        watcher.result()
-        raise faults.ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if not watch.fired or task.uncancel():  # somebody else ends this task too
+            raise
+        raise watch.reason from None
     finally:
-        watcher.cancel()
-        task.cancel()
-        await asyncio.wait({watcher})
-        if not watcher.cancelled():
-            watcher.exception()  # told above, or of no more interest
+        watch.stop()
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels a task when its client leaves. Starts late: a watcher costs more than most requests are worth."""
+
+    def __init__(self, request: Request, task: "asyncio.Task[Any]") -> None:
+        self.fired = False
+        self.reason: BaseException = faults.ClientGone()
+        self._request = request
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = task.get_loop().call_later(WATCHED_AFTER_S, self._start)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _start(self) -> None:
+        self._watcher = self._task.get_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        try:
+            while (await self._request.receive())["type"] != "http.disconnect":
+                pass
+        except GanymedeError as error:
+            self.reason = error
+        self.fired = True
+        self._task.cancel()
+
+
+DIRECT: dict[tuple[str, str], Endpoint] = {("POST", "/generate"): generate, ("GET", "/generate"): picture}
+"""What `Direct` serves without FastAPI's routing."""
 
 
 def _serving(parts: Parts, name: str, task: Task) -> "ModelInfo":

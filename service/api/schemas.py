@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
@@ -316,6 +317,7 @@ def _wrong(error: ValidationError) -> list[InvalidRequest]:
     return found
 
 
+@cache
 def _names() -> list[str]:
     return [field.alias or name for name, field in GenerateRequest.model_fields.items()]
 

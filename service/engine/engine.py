@@ -17,20 +17,23 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from service.engine.batcher import FIRST, LAST, USUAL, Answer
+from service.engine.flights import Flights
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
 from service.engine.profile import Plan
 from service.engine.repository import LoadedModel, Repository
 from service.engine.stats import BatcherStats, sum_stats
-from service.errors import FileInvalid, InvalidRequest, NotReady, TaskNotServed
+from service.errors import DeadlineExceeded, FileInvalid, InvalidRequest, NotReady, TaskNotServed
 from service.manifest import Manifest, Task
 
 __all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "Timings"]
@@ -69,6 +72,8 @@ class Generated:
     model: str
     """`name@version`."""
     timings: Timings
+    coalesced: bool = False
+    """Whether an equal request that was under way drew them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,17 @@ class ModelInfo:
     state: Literal["serving", "draining"]
 
     @property
+    def ref(self) -> str:
+        """`name@version`."""
+        return self.manifest.ref
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its pictures depend on besides the request: the weights, and where they run."""
+        weights = sorted(graph.sha256 for graph in self.manifest.graphs.values())
+        return "|".join([self.manifest.ref, *weights, *self.providers])
+
+    @property
     def plan(self) -> Plan:
         """The plan of the last graph, the one that answers with the image."""
         return list(self.plans.values())[-1]
@@ -100,6 +116,7 @@ class Engine:
         self._opened = False
         self._draining = False
         self._polling: asyncio.Task[None] | None = None
+        self._flights: Flights[generating.Drawn] = Flights()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -172,10 +189,22 @@ class Engine:
         loaded = self._serving(model, Task.GENERATE)
         _check_schedule(priority, timeout_s)
         request = generating.Request(seeds, count, latents, labels, truncation)
-        images, rows, answer = await generating.generate(
-            loaded, request, max_images=self.options.max_images, priority=priority, timeout_s=timeout_s
-        )
-        return Generated(images, rows.seeds, rows.labels, rows.truncation, loaded.ref, _timings(answer))
+        rows = generating.prepare(loaded, request, self.options.max_images)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        deadline_s = None if timeout_s is None else began_s + timeout_s
+        if rows.key is None:
+            drawn, coalesced = await generating.draw(loaded, rows, priority, deadline_s), False
+        else:
+            key = (loaded, rows.key)
+            try:
+                drawn, coalesced = await self._flights.run(
+                    key, priority, lambda: generating.draw(loaded, rows, priority, deadline_s), deadline_s
+                )
+            except TimeoutError:
+                raise DeadlineExceeded(f"{loaded.ref}: not finished before the deadline") from None
+        timings = _timings(drawn.answer, loop.time() - began_s if coalesced else None)
+        return Generated(drawn.images, rows.seeds, rows.labels, rows.truncation, loaded.ref, timings, coalesced)
 
     async def load(self, name: str, version: int | None = None) -> ModelInfo:
         """Verify, warm and swap in one version, the newest on disk where none is named; reloads one that is loaded.
@@ -283,11 +312,30 @@ def _check_schedule(priority: int, timeout_s: float | None) -> None:
         raise InvalidRequest(f"timeout_s: {timeout_s!r} is not a number of seconds above 0", field="timeout_s")
 
 
-def _timings(answer: Answer) -> Timings:
-    return Timings(answer.queue_s, answer.run_s, answer.batch_rows, answer.runs)
+def _timings(answer: Answer, shared_s: float | None) -> Timings:
+    """The answer's own times, or one's share of them who came later and waited `shared_s` for it."""
+    if shared_s is None:
+        return Timings(answer.queue_s, answer.run_s, answer.batch_rows, answer.runs)
+    run_s = min(answer.run_s, shared_s)
+    return Timings(shared_s - run_s, run_s, answer.batch_rows, answer.runs)
+
+
+_infos: WeakKeyDictionary[LoadedModel, tuple[object, ModelInfo]] = WeakKeyDictionary()
 
 
 def _info(model: LoadedModel) -> ModelInfo:
+    """What is told of a model, made anew when its state, its providers or its notes have changed."""
+    sessions = [session for graph in model.graphs.values() for session in graph.sessions]
+    now = (model.state, [session.provider for session in sessions], [len(session.notes) for session in sessions])
+    before = _infos.get(model)
+    if before is not None and before[0] == now:
+        return before[1]
+    info = _new_info(model)
+    _infos[model] = (now, info)
+    return info
+
+
+def _new_info(model: LoadedModel) -> ModelInfo:
     graphs = model.graphs.values()
     return ModelInfo(
         manifest=model.manifest,

@@ -19,6 +19,7 @@ XMP = (
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each picture
 _XMP_CHUNK = international_chunk("XML:com.adobe.xmp", XMP)
 _SOFTWARE_TAG, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286
 
@@ -31,7 +32,7 @@ class Provenance:
 
     def text(self) -> str:
         """The recipe as compact ASCII JSON, keys in the order given."""
-        return json.dumps(self.recipe, separators=(",", ":"))
+        return _compact(self.recipe)
 
     def png_chunks(self) -> list[Chunk]:
         """XMP as iTXt and the recipe as tEXt `ganymede`."""

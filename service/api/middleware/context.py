@@ -1,13 +1,12 @@
-"""Request id, timing, access log, and the last net under unexpected errors."""
+"""Request id, trace context, timing, access log, and the last net under unexpected errors."""
 
 import logging
 import re
 from collections.abc import Callable
-from secrets import token_hex
+from random import SystemRandom
 from time import perf_counter
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import unexpected
@@ -15,11 +14,16 @@ from service.api.record import STATE_KEY, Record, publish
 from service.metrics import Metrics
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+_random = SystemRandom().getrandbits
 _log = logging.getLogger("ganymede")
 
 
 class RequestContext:
-    """Outermost of ours: attaches a `Record`, sends `X-Request-Id` and `Server-Timing`, publishes the record.
+    """Outermost of ours: attaches a `Record`, sends its id, trace context and timings, publishes the record.
+
+    W3C Trace Context: a valid `traceparent` is taken up, else a trace begins here; the answer's `traceparent` names
+    this server's span in it, which the log line has too.
 
     An `X-Request-Id` of up to 128 plain characters is kept, so that one id follows a request through many services;
     anything else is replaced, since it ends in logs.
@@ -50,11 +54,15 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 responding = perf_counter()
                 record.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = record.request_id
-                headers["server-timing"] = record.server_timing()
+                headers = [
+                    *message["headers"],
+                    (b"x-request-id", record.request_id.encode("ascii")),
+                    (b"server-timing", record.server_timing().encode("ascii")),
+                    (b"traceparent", record.traceparent().encode("ascii")),
+                ]
                 if self._draining():  # else the client sends its next request down a connection about to close
-                    headers["connection"] = "close"
+                    headers = [*(pair for pair in headers if pair[0] != b"connection"), (b"connection", b"close")]
+                message["headers"] = headers
             elif message["type"] == "http.response.body":
                 if record.method == "HEAD":
                     message = {**message, "body": b""}
@@ -75,8 +83,21 @@ class RequestContext:
 
 
 def _record(scope: Scope) -> Record:
-    given = Headers(scope=scope).get("x-request-id", "")
-    request_id = given if _SANE_ID.fullmatch(given) else token_hex(8)
+    span_id = f"{_random(64) or 1:016x}"
+    request_id, trace_id, trace_flags = span_id, "", "00"
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            request_id = given if _SANE_ID.fullmatch(given) else span_id
+        elif name == b"traceparent" and (traced := _TRACEPARENT.fullmatch(value)):
+            trace_id, trace_flags = traced[1].decode("ascii"), traced[2].decode("ascii")
     raw: bytes | None = scope.get("raw_path")
     path = raw.partition(b"?")[0].decode("ascii", "replace") if raw else quote(scope["path"])
-    return Record(request_id=request_id, method=scope["method"], path=path[:256])
+    return Record(
+        request_id=request_id,
+        method=scope["method"],
+        path=path[:256],
+        trace_id=trace_id or f"{_random(128) or 1:032x}",
+        span_id=span_id,
+        trace_flags=trace_flags,
+    )

@@ -1,6 +1,5 @@
 """The limit on a body's size: from Content-Length before a byte is read, and while it streams."""
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.faults import BodyTooLarge
@@ -19,8 +18,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             await response_to(scope, self._error())(scope, receive, send)
             return
         seen = 0

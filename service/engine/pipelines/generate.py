@@ -1,9 +1,9 @@
 """Latent or class to image: `POST /generate`'s arguments to rows, and rows back to images."""
 
-import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +38,31 @@ class Request:
 
 @dataclass(frozen=True)
 class Rows:
-    """A request made ready to run."""
+    """A request made ready to run. `key`: equal keys are equal pictures; None where chance or the caller drew z."""
 
     inputs: dict[str, Array]
     seeds: tuple[int | None, ...]
     labels: tuple[str | None, ...]
     truncation: float
+    key: Hashable | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """[N, H, W, C] uint8, and the batcher's answer with its timings."""
+
+    images: npt.NDArray[np.uint8]
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class _Wiring:
+    """Which graph draws and the names of its tensors."""
+
+    graph: str
+    latent: str
+    label: str | None
+    image: str
 
 
 def check(manifest: Manifest) -> None:
@@ -72,32 +91,28 @@ def _graph(manifest: Manifest) -> str:
     return drawing[0]
 
 
-async def generate(
-    model: LoadedModel, request: Request, *, max_images: int, priority: int = USUAL, timeout_s: float | None = None
-) -> tuple[npt.NDArray[np.uint8], Rows, Answer]:
+async def draw(model: LoadedModel, rows: Rows, priority: int = USUAL, deadline_s: float | None = None) -> Drawn:
     """Draw the images of one request.
 
-    Returns:
-        [N, H, W, C] uint8, the rows as they were fed, and the batcher's answer with its timings.
+    Args:
+        deadline_s: in the event loop's time.
 
     Raises:
-        InvalidRequest, TooLarge: names the argument that is wrong.
         Overloaded, NotReady, DeadlineExceeded, RunFailed: see `Batcher.submit`.
     """
-    rows = prepare(model.manifest, request, max_images)
-    name = _graph(model.manifest)
-    deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-    answer = await model.graphs[name].batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s)
-    image = next(tensor.name for tensor in model.manifest.graphs[name].outputs if tensor.kind == "image")
-    return answer.outputs[image], rows, answer
+    wiring = _wiring(model)
+    batcher = model.graphs[wiring.graph].batcher
+    answer = await batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s)
+    return Drawn(answer.outputs[wiring.image], answer)
 
 
-def prepare(manifest: Manifest, request: Request, max_images: int) -> Rows:
+def prepare(model: LoadedModel, request: Request, max_images: int) -> Rows:
     """Check a request against the manifest and turn it into the graph's inputs.
 
     Raises:
         InvalidRequest, TooLarge: names the argument that is wrong, in the words of the HTTP body.
     """
+    manifest, wiring = model.manifest, _wiring(model)
     spec = manifest.generate
     assert spec is not None  # the caller has looked at `tasks`
     seeds, z = _seeds_and_latents(spec, request, max_images)
@@ -105,16 +120,29 @@ def prepare(manifest: Manifest, request: Request, max_images: int) -> Rows:
     if truncation != 1.0 and not spec.truncation:
         raise InvalidRequest(f"truncation: {manifest.ref} takes only 1", field="truncation", allowed=[1])
     classes = resolve_labels(spec, request.labels, seeds, len(z))
-    inputs: dict[str, Array] = {}
-    for tensor in manifest.graphs[_graph(manifest)].inputs:
-        if tensor.kind == "latent":
-            inputs[tensor.name] = truncate(z, truncation)
-        elif classes is not None:
-            inputs[tensor.name] = classes
+    inputs: dict[str, Array] = {wiring.latent: truncate(z, truncation)}
     names: tuple[str | None, ...] = (None,) * len(z)
     if classes is not None and spec.labels is not None:
         names = tuple(spec.labels[index] for index in classes)
-    return Rows(inputs, tuple(seeds) if seeds is not None else (None,) * len(z), names, truncation)
+        if wiring.label is not None:
+            inputs[wiring.label] = classes
+    asked = request.seeds is not None and seeds is not None
+    key = (tuple(seeds or ()), None if classes is None else classes.tobytes(), truncation) if asked else None
+    return Rows(inputs, tuple(seeds) if seeds is not None else (None,) * len(z), names, truncation, key)
+
+
+_wirings: WeakKeyDictionary[LoadedModel, _Wiring] = WeakKeyDictionary()
+
+
+def _wiring(model: LoadedModel) -> _Wiring:
+    found = _wirings.get(model)
+    if found is None:
+        name = _graph(model.manifest)
+        graph = model.manifest.graphs[name]
+        of_kind = {tensor.kind: tensor.name for tensor in graph.inputs}
+        image = next(tensor.name for tensor in graph.outputs if tensor.kind == "image")
+        found = _wirings[model] = _Wiring(name, of_kind["latent"], of_kind.get("label"), image)
+    return found
 
 
 def _seeds_and_latents(
