@@ -4,7 +4,10 @@ GanymedeError
 ├── InvalidRequest            the caller's arguments are wrong; `field` names which, `allowed` what would be right
 │   ├── UnknownModel          no such model or version
 │   ├── TaskNotServed         the model exists but serves other tasks
-│   └── TooLarge              more images, pixels or bytes than the limit
+│   ├── TooLarge              more images, pixels or bytes than the limit
+│   │   └── ImageTooLarge     an upload's header asks for more than the limits; nothing was decoded
+│   ├── ImageUnreadable       an upload is truncated, malformed, or holds more than one file
+│   └── ImageTypeUnknown      an upload is of a type that is not read, or of another one than it says
 ├── Unavailable               nothing is wrong with the request; later or elsewhere it may pass
 │   ├── Overloaded            the queue is full or the deadline cannot be met; `retry_after_s`
 │   ├── NotReady              still starting, or draining
@@ -59,6 +62,18 @@ class TaskNotServed(InvalidRequest):
 
 class TooLarge(InvalidRequest):
     """More images, pixels or bytes than the limit allows."""
+
+
+class ImageTooLarge(TooLarge):
+    """An upload has more bytes, pixels, frames or metadata than the limits; found before anything is decoded."""
+
+
+class ImageUnreadable(InvalidRequest):
+    """An upload is truncated, malformed, or holds another file besides the image."""
+
+
+class ImageTypeUnknown(InvalidRequest):
+    """An upload's bytes are of no type that is read here, or of another type than was declared."""
 
 
 class Unavailable(GanymedeError):

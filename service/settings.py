@@ -166,6 +166,52 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message logged.")
     access_log: bool = Field(True, description="One line per request. Off saves about 20 microseconds a request.")
 
+    max_upload_bytes: int = Field(
+        32 << 20,
+        ge=1024,
+        le=1 << 30,
+        description="Largest body of `/translate` and `/upscale` in bytes; beyond it 413. Phones send up to 16 MiB.",
+    )
+    max_pixels: int = Field(
+        40_000_000,
+        ge=1,
+        le=178_000_000,
+        description="Most pixels of an uploaded image, read from its header. Each takes about 8 bytes while decoding.",
+    )
+    max_side: int = Field(
+        16_384, ge=1, le=65_535, description="Longest side of an uploaded image in pixels. Cameras stay below 16384."
+    )
+    max_aspect: int = Field(
+        5_000, ge=1, le=65_535, description="Most that an uploaded image's longer side may be of its shorter one."
+    )
+    max_frames: int = Field(
+        1_000, ge=1, le=100_000, description="Most frames of an uploaded animation, of which the first is used."
+    )
+    max_profile_bytes: int = Field(
+        4 << 20,
+        ge=0,
+        le=1 << 28,
+        description="Most bytes of an upload's colour profile, and of its other metadata. Press profiles have 2 MiB.",
+    )
+    max_result_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Most pixels of an upscaled result. Large PNGs stream; JPEG and WebP are held whole, 8 bytes each.",
+    )
+    max_whole_pixels: int = Field(
+        1_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Most pixels that a model without seamless tiles is run on at once; beyond it 413. Bounds a run.",
+    )
+    tile_side: int = Field(
+        256,
+        ge=16,
+        le=8192,
+        description="Side in pixels of a large image's tiles. Larger wastes less at the seams, smaller waits less.",
+    )
+
     @field_validator("providers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -10,6 +10,10 @@ class MalformedBody(errors.InvalidRequest):
     """The body is no JSON object."""
 
 
+class MalformedForm(errors.InvalidRequest):
+    """The body is no multipart form, or one that is cut off or out of bounds."""
+
+
 class UnsupportedMediaType(errors.InvalidRequest):
     """The body is of a type that the endpoint does not read."""
 

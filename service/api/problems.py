@@ -23,6 +23,7 @@ from service.api.faults import (
     FileMissing,
     Invalid,
     MalformedBody,
+    MalformedForm,
     NotAcceptable,
     UnsupportedMediaType,
     pointer,
@@ -46,8 +47,12 @@ KINDS: dict[type[Exception], Kind] = {
     errors.TaskNotServed: Kind(422, "task-not-served", "The model does not serve this task"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
     BodyTooSlow: Kind(408, "body-too-slow", "The body did not arrive in time"),
+    errors.ImageTooLarge: Kind(413, "image-too-large", "The image is too large"),
+    errors.ImageUnreadable: Kind(400, "image-unreadable", "The image cannot be read"),
+    errors.ImageTypeUnknown: Kind(415, "image-type-unknown", "The image's type is not read here"),
     errors.TooLarge: Kind(422, "too-large", "More than the limit allows"),
     MalformedBody: Kind(400, "malformed-body", "The body is not a JSON object"),
+    MalformedForm: Kind(400, "malformed-form", "The body is not a form"),
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body's type is not read here"),
     NotAcceptable: Kind(406, "not-acceptable", "Nothing acceptable can be sent"),
     AdminOff: Kind(403, "admin-off", "Operator calls are off"),
@@ -93,7 +98,7 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
             wait_s = DEFAULT_RETRY_S if error.retry_after_s is None else max(0.0, error.retry_after_s)
             headers = {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
     if isinstance(error, UnsupportedMediaType):
-        headers["accept-post"] = "application/json"
+        headers["accept-post"] = ", ".join(map(str, error.allowed or ["application/json"]))
     if isinstance(error, (BodyTooLarge, BodyTooSlow)):  # the rest of the body is not waited for
         headers["connection"] = "close"
     if record is not None:
