@@ -58,10 +58,22 @@ class EngineOptions:
     cache: Path | None = None
     """A writable folder for measured plans, keyed by model, machine and provider; None measures at every start."""
 
+    devices: tuple[int, ...] | None = None
+    """NVIDIA devices to use, as CUDA numbers them; each gets lanes of its own. None: all that the driver shows. Set it
+    to leave some to other processes, or, where they are of several kinds, to choose."""
+
+    shrink_after_s: float | None = 10.0
+    """Seconds without a request after which a model's memory beyond its weights is given back; None keeps it. The next
+    request pays some milliseconds to have it again. Shorter where models share a device or a small machine."""
+
+    load_timeout_s: float = 120.0
+    """Seconds that one step of loading (reading, making a session, one run) may take before the model is refused.
+    Longer on slow disks, and up to an hour where TensorRT has large engines to build."""
+
     @property
     def device(self) -> DeviceOptions:
         """For the providers."""
-        return DeviceOptions(self.device_memory_bytes, self.fp16, self.cache)
+        return DeviceOptions(self.device_memory_bytes, self.fp16, self.cache, self.devices)
 
     def __post_init__(self) -> None:
         for name in (
@@ -76,10 +88,15 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is below 1")
-        if self.poll_models_s is not None and self.poll_models_s <= 0:
-            raise ValueError(f"poll_models_s: {self.poll_models_s} is not above 0; None turns polling off")
-        if not self.run_timeout_s > 0:
-            raise ValueError(f"run_timeout_s: {self.run_timeout_s} is not above 0")
+        for name in ("poll_models_s", "shrink_after_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: {value} is not above 0; None turns it off")
+        for name in ("run_timeout_s", "load_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not above 0")
+        if self.devices is not None and (not self.devices or min(self.devices) < 0):
+            raise ValueError(f"devices: {self.devices} are no device numbers from 0; None takes all")
         if self.profile_s < 0:
             raise ValueError(f"profile_s: {self.profile_s} is below 0")
         if not self.providers:

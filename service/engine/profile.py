@@ -13,7 +13,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class Plan:
     """How one graph is run, and what that was chosen from.
 
     Args:
-        lanes: worker threads.
+        lanes: worker threads, so many for each device.
         threads: threads inside one run.
         max_batch: rows in one run.
         min_share: rows below which a queue is not spread over lanes.
@@ -55,6 +55,7 @@ class Plan:
         provider: what the session got.
         costs: (rows in a run, seconds of the run) as measured with one lane.
         source: `measured`, `cached`, or `fixed` where the options left nothing to measure.
+        devices: the provider's devices that are used, by number. What was measured was measured on the first.
     """
 
     lanes: int
@@ -66,6 +67,17 @@ class Plan:
     provider: str
     costs: tuple[tuple[int, float], ...] = ()
     source: str = "measured"
+    devices: tuple[int, ...] = (0,)
+
+    def __str__(self) -> str:
+        count = len(self.devices)
+        where = (
+            "" if self.devices == (0,) else f" on each of {count} devices" if count > 1 else f" on {self.devices[0]}"
+        )
+        lanes = f"{self.lanes} {'lane' if self.lanes == 1 else 'lanes'} of {self.threads} "
+        lanes += f"{'thread' if self.threads == 1 else 'threads'}{where}"
+        rows = f"runs of up to {self.max_batch} rows" if self.rows_independent else "one row a run"
+        return f"{lanes}, {rows}, {1000 * self.row_s:.3g} ms a row, {self.source}"
 
     def run_s(self, rows: int) -> float:
         """Seconds of a run of so many rows, by the measured curve: the next larger run's, or in proportion beyond."""
@@ -121,7 +133,6 @@ def _quota(quota: Path, period: Path | None) -> float | None:
 
 
 def choose_plan(
-    model: str,
     sha256: str,
     first: OrtSession,
     golden: Arrays,
@@ -131,7 +142,6 @@ def choose_plan(
     """Choose the plan of one graph and make its sessions, one for each lane.
 
     Args:
-        model: `name@version`, for the log.
         sha256: its hash, for the cache.
         first: a loaded session with one thread; used wherever the plan allows.
         golden: recorded rows of every input.
@@ -145,12 +155,20 @@ def choose_plan(
     if plan is None:
         plan = _measure(first, inputs, options, cpus, make_session)
         _write_plan(cache, plan)
-    sessions = [first] * plan.lanes
-    if plan.threads != first.threads:
-        # Threads of one session serve one run at a time: lanes that use several need a session each.
-        sessions = [make_session(plan.threads) for _ in range(plan.lanes)]
-    log.info("%s: %s", model, plan)
-    return plan, sessions
+    return plan, lane_sessions(plan, first, make_session)
+
+
+def lane_sessions(plan: Plan, first: OrtSession, make_session: Callable[[int], OrtSession]) -> list[OrtSession]:
+    """The sessions of one device, one for each of its lanes: all the first, where that has the planned threads."""
+    if plan.threads == first.threads:
+        return [first] * plan.lanes
+    # Threads of one session serve one run at a time: lanes that use several need a session each.
+    return [make_session(plan.threads) for _ in range(plan.lanes)]
+
+
+def planned_for(plan: Plan, devices: tuple[int, ...]) -> Plan:
+    """The same plan on these devices."""
+    return plan if plan.devices == devices else replace(plan, devices=devices)
 
 
 def _measure(
@@ -335,7 +353,7 @@ def _read_plan(path: Path | None) -> Plan | None:
     try:
         fields = json.loads(path.read_text())
         costs = tuple((int(rows), float(seconds)) for rows, seconds in fields.pop("costs"))
-        return Plan(**{**fields, "costs": costs, "source": "cached"})
+        return Plan(**{**fields, "costs": costs, "source": "cached", "devices": (0,)})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not measured yet, or written by another version
 

@@ -37,25 +37,27 @@ class DeviceOptions:
         memory_bytes: most memory of the device that one session's arena may take; None: all that there is.
         fp16: let TensorRT compute in half precision: faster, and answers a little different.
         cache: a writable folder in which TensorRT keeps its built engines, which take minutes to build.
+        ids: the NVIDIA devices to use, as CUDA numbers them; None: all that the driver shows.
     """
 
     memory_bytes: int | None = None
     fp16: bool = False
     cache: Path | None = None
+    ids: tuple[int, ...] | None = None
 
 
-def cuda_options(device: DeviceOptions) -> dict[str, str]:
+def cuda_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str]:
     """For CUDAExecutionProvider. The arena takes what is asked and not the next power of two: it never gives back."""
     # TF32 keeps 10 bits of mantissa: enough to move pixels between batch sizes, so it stays off.
-    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    options = {"device_id": str(device_id), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     if device.memory_bytes is not None:
         options["gpu_mem_limit"] = str(device.memory_bytes)
     return options
 
 
-def tensorrt_options(device: DeviceOptions) -> dict[str, str]:
+def tensorrt_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str]:
     """For TensorrtExecutionProvider; `memory_bytes` bounds its workspace, which is what it sizes by itself."""
-    options = {"trt_fp16_enable": "1" if device.fp16 else "0"}
+    options = {"device_id": str(device_id), "trt_fp16_enable": "1" if device.fp16 else "0"}
     if device.memory_bytes is not None:
         options["trt_max_workspace_size"] = str(device.memory_bytes)
     if device.cache is not None:
@@ -65,11 +67,34 @@ def tensorrt_options(device: DeviceOptions) -> dict[str, str]:
     return options
 
 
-def provider_list(name: str, device: DeviceOptions) -> list[tuple[str, dict[str, str]]]:
+def provider_list(name: str, device: DeviceOptions, device_id: int = 0) -> list[tuple[str, dict[str, str]]]:
     """What a session is asked for: the provider, and those that run the nodes which it cannot."""
     build = {"tensorrt": tensorrt_options, "cuda": cuda_options}
     order = {"tensorrt": ("tensorrt", "cuda", "cpu"), "cpu": ("cpu",)}.get(name, (name, "cpu"))
-    return [(PROVIDERS[one], build[one](device) if one in build else {}) for one in order]
+    return [(PROVIDERS[one], build[one](device, device_id) if one in build else {}) for one in order]
+
+
+def device_ids(name: str, asked: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The devices of a provider that are to be used, at least one.
+
+    ONNX Runtime picks WebGPU's device by itself and cannot be told another one, and the CPU is one device: what was
+    asked is not for them.
+
+    Raises:
+        ProviderUnavailable: a device that was asked for is not there.
+    """
+    if name not in ("cuda", "tensorrt"):
+        return (0,)
+    there = tuple(range(_cuda_devices())) or (0,)
+    absent = [number for number in asked or () if number not in there]
+    if absent:
+        raise ProviderUnavailable(f"devices: there is no device {absent[0]}; there are {', '.join(map(str, there))}")
+    return asked or there
+
+
+def arenas(name: str, device_id: int = 0) -> str:
+    """The arenas of a session that can give memory back, as ONNX Runtime's run options name them."""
+    return f"cpu:0;gpu:{device_id}" if name in ("cuda", "tensorrt") else "cpu:0"
 
 
 @dataclass(frozen=True)

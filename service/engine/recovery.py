@@ -1,11 +1,14 @@
-"""A session that outlives a lack of memory: splits the batch, shrinks the cap, is made anew, at last on the CPU.
+"""A session that outlives a lack of memory and a run that never came back.
 
-ONNX Runtime has no error class for it and an arena that ran full may stay so, run after run; what helps is a smaller
-batch, then a new session (its arena goes with the old one), then another device. No row is given up before that.
+ONNX Runtime has no error class for the former, and an arena that ran full may stay so, run after run; what helps is a
+smaller batch, then a new session (its arena goes with the old one), then another device. No row is given up before
+that. The memory may have been another process's for a while, so batches grow again after a time. A lane that was given
+up may have left its session stuck: unless that answered another run since, the next run gets a new one.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,11 +32,24 @@ MARKS = (
 REBUILDS = 3
 """Sessions made anew before a device that runs out of memory again and again is given up for the CPU."""
 
+GROW_RUNS = 64
+"""Good runs as large as the cap before twice as many rows are tried; each time that they do not fit it takes four times
+as many, up to `GROW_RUNS_MOST`. A try that fails costs one run in halves, no request."""
+GROW_RUNS_MOST = 4096
+FORGIVE_RUNS = 1000
+"""Good runs after which the sessions made anew before them no longer count."""
+NOTES = 8
+"""Lines kept of what was done; all of them are in the log."""
+
 
 class Provided(Session, Protocol):
     """A session that knows where it runs."""
 
     provider: str
+
+    def shrink(self, inputs: Arrays) -> None:
+        """Give back what its arenas hold beyond the weights, after a run of these inputs."""
+        ...
 
 
 def out_of_memory(error: BaseException | None) -> bool:
@@ -55,8 +71,9 @@ class RecoveringSession:
         model: `name@version`, for the log.
 
     Attributes:
-        max_rows: rows that went into memory after a larger run did not; None until then. It stays until a reload.
-        notes: what was done, one line each.
+        max_rows: rows that went into memory after a larger run did not; None until then, and again when as many rows
+            as first failed have come to fit.
+        notes: what was done, one line each, the newest `NOTES` of them.
     """
 
     def __init__(self, session: Provided, make: Callable[[bool], Provided], *, model: str) -> None:
@@ -70,7 +87,15 @@ class RecoveringSession:
         self._generation = 0
         self._rebuilt = 0
         self._fresh = False  # made anew, and no run of it went well yet
-        self._changing = threading.Lock()
+        self._good = 0  # runs that went well since the last session was made anew
+        self._full = 0  # of these, with as many rows as the cap allows
+        self._full_needed = GROW_RUNS
+        self._failed_rows = 0  # the most rows that did not fit
+        self._grown_from: int | None = None  # the cap before it grew, until a larger run went well or did not
+        self._under_way: dict[Watch, tuple[int, float]] = {}  # whose run -> the session's number, when it began
+        self._answered_s = 0.0  # when the newest run began that this session answered
+        self._changing = threading.Lock()  # held while a session is made
+        self._counting = threading.Lock()  # never held for long
 
     def run(self, inputs: Arrays, watch: Watch | None = None) -> dict[str, Array]:
         """See `Session.run`; a batch that does not fit is run in pieces.
@@ -84,6 +109,8 @@ class RecoveringSession:
             return self._split(inputs, rows, self.max_rows, watch)
         while True:
             session, generation = self._current(watch)
+            began_s = time.monotonic()
+            self._under_way[watch] = (generation, began_s)
             try:
                 answers = session.run(inputs, watch)
             except Exception as error:
@@ -91,14 +118,29 @@ class RecoveringSession:
                     raise
                 reason = str(error)[:300]
             else:
-                self._fresh = False
+                self._went_well(rows, generation, began_s)
                 return answers
+            finally:
+                self._under_way.pop(watch, None)
             del session  # else it could not be freed below
             if rows > 1:
-                self._shrink(rows, reason)
+                self._shrink_cap(rows, reason)
                 return self._split(inputs, rows, (rows + 1) // 2, watch)
             self._renew(generation, reason, watch)
             watch.calls += 1
+
+    def shrink(self, inputs: Arrays) -> None:
+        """Give back what the arenas hold beyond the weights; nothing where the session is being made anew.
+
+        Args:
+            inputs: one row to run.
+
+        Raises:
+            RunFailed: the run raised.
+        """
+        session = self._session
+        if session is not None:
+            session.shrink(inputs)
 
     def _split(self, inputs: Arrays, rows: int, size: int, watch: Watch) -> dict[str, Array]:
         pieces = []
@@ -107,15 +149,40 @@ class RecoveringSession:
             pieces.append(self.run({name: array[start : start + size] for name, array in inputs.items()}, watch))
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def _shrink(self, rows: int, reason: str) -> None:
+    def _shrink_cap(self, rows: int, reason: str) -> None:
         fits = (rows + 1) // 2
-        with self._changing:
-            if self.max_rows is None or fits < self.max_rows:
-                self.max_rows = fits
-                self._note(f"out of memory with {rows} rows, so at most {fits} in one run: {reason}")
+        with self._counting:
+            if self.max_rows is not None and self.max_rows <= fits:
+                return  # another lane found the same
+            if self._grown_from is not None:
+                self._full_needed = min(4 * self._full_needed, GROW_RUNS_MOST)
+            self._failed_rows = max(self._failed_rows, rows)
+            self.max_rows, self._full, self._grown_from = fits, 0, None
+            self._note(f"out of memory with {rows} rows, so at most {fits} in one run: {reason}")
+
+    def _went_well(self, rows: int, generation: int, began_s: float) -> None:
+        """Count a good run; after enough of them, the cap grows and what was made anew is forgiven."""
+        self._fresh = False
+        with self._counting:
+            if generation == self._generation:
+                self._answered_s = max(self._answered_s, began_s)
+            self._good += 1
+            if self._good >= FORGIVE_RUNS:
+                self._rebuilt = 0
+            if self._grown_from is not None and rows > self._grown_from:
+                self._grown_from, self._full_needed = None, GROW_RUNS
+            cap = self.max_rows
+            if cap is None or rows < cap:
+                return
+            self._full += 1
+            if self._full >= self._full_needed:
+                self._grown_from, self._full = cap, 0
+                self.max_rows = 2 * cap if 2 * cap < self._failed_rows else None
+                log.info("%s: %d runs of %d rows fitted; trying more", self.model, self._full_needed, cap)
 
     def _current(self, watch: Watch) -> tuple[Provided, int]:
-        """The session and its number; made where the last attempt left none."""
+        """The session and its number; made where the last attempt left none, or where it is stuck."""
+        self._leave_stuck()
         generation, session = self._generation, self._session  # in this order: an old number is only tried again
         if session is not None:
             return session, generation
@@ -127,6 +194,19 @@ class RecoveringSession:
                 return self._session, self._generation
         finally:
             watch.loading = False
+
+    def _leave_stuck(self) -> None:
+        """Drop the session where a lane was given up in it and no run that began later was answered."""
+        if not any(watch.abandoned for watch in list(self._under_way)):
+            return
+        with self._changing:
+            given_up = [(watch, *run) for watch, run in list(self._under_way.items()) if watch.abandoned]
+            for watch, generation, began_s in given_up:
+                self._under_way.pop(watch, None)
+                if generation == self._generation and self._answered_s <= began_s:
+                    self._session = None
+                    self._generation += 1
+                    self._note("a run never came back, session made anew")
 
     def _renew(self, generation: int, reason: str, watch: Watch) -> None:
         """Make the session anew, or on the CPU where that has been of no use.
@@ -142,8 +222,8 @@ class RecoveringSession:
                 useless = self._fresh or self._rebuilt >= REBUILDS
                 if useless and self.provider == "cpu":
                     raise RunFailed(f"{self.spec.file}: out of memory for a single row: {reason}")
+                self._session = None  # now, so that its memory is free for the next
                 self._generation += 1
-                self._session = None  # first, so that its memory is free for the next
                 if not useless:
                     self._rebuilt += 1
                     self._note(f"out of memory for a single row on {self.provider}, session made anew: {reason}")
@@ -166,8 +246,9 @@ class RecoveringSession:
         except (GanymedeError, MemoryError, RuntimeError) as error:
             raise RunFailed(f"{self.spec.file}: no session could be made anew: {error}") from error
         self.provider, self._fresh = session.provider, True
+        self._good, self._answered_s = 0, 0.0
         return session
 
     def _note(self, text: str) -> None:
         log.error("%s: %s", self.model, text)
-        self.notes = (*self.notes, text)
+        self.notes = (*self.notes, text)[-NOTES:]

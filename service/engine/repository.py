@@ -10,18 +10,19 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from service.engine.batcher import Batcher
+from service.engine.idle import IdleLooks, shrink
+from service.engine.loading import Prepared, prepare
+from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
-from service.engine.profile import Plan, choose_plan
+from service.engine.profile import Plan
 from service.engine.recovery import RecoveringSession
-from service.engine.session import OrtSession, check_golden
+from service.engine.session import Array
 from service.errors import FileInvalid, GanymedeError, UnknownModel
 from service.manifest import NAME_PATTERN, GraphSpec, Manifest
-from service.package import read_golden, verify_package
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +48,16 @@ class Found:
         return f"{self.name}@{self.version}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedGraph:
-    """One graph that is served."""
+    """One graph that is served. `row`: one recorded row of each input, for runs that nobody waits for."""
 
     spec: GraphSpec
     plan: Plan
     batcher: Batcher
     sessions: Sequence[RecoveringSession]
     why: tuple[str, ...]
+    row: Mapping[str, Array]
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -84,14 +86,6 @@ class LoadedModel:
         return self.manifest.ref
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A version that passed every check, before it has lanes."""
-
-    manifest: Manifest
-    graphs: dict[str, tuple[Plan, list[RecoveringSession], tuple[str, ...]]]
-
-
 def scan(root: Path) -> tuple[list[Found], dict[str, str]]:
     """The versions' folders under root, and the folders that cannot be one, with the reason.
 
@@ -115,6 +109,20 @@ def scan(root: Path) -> tuple[list[Found], dict[str, str]]:
             else:
                 faults[f"{model.name}/{folder.name}"] = "a version's folder is named by a whole number from 1"
     return sorted(found, key=lambda one: (one.name, -one.version)), faults
+
+
+def _named(name: str, version: int | None) -> tuple[str, int | None]:
+    """A name and a version, however they were given.
+
+    Raises:
+        UnknownModel: what stands after the `@` is no version, or not the one that was given.
+    """
+    name, pinned, own = name.partition("@")
+    if not pinned:
+        return name, version
+    if not _VERSION.fullmatch(own) or version not in (None, int(own)):
+        raise UnknownModel(f"model: {name}@{own} is no version of a model, such as {name or 'name'}@1", field="model")
+    return name, int(own)
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -152,6 +160,10 @@ class Repository:
         self._faults: dict[str, str] = {}
         self._busy = asyncio.Lock()
         self._retiring: dict[asyncio.Task[None], LoadedModel] = {}
+        self._missing = False
+        self._shrinking: asyncio.Task[None] | None = None
+        self._shrinks = 0
+        self._given_back = 0
 
     @property
     def loaded(self) -> list[LoadedModel]:
@@ -173,7 +185,7 @@ class Repository:
         versions = [model for model in self.loaded if model.manifest.name == name]
         if not versions:
             names = sorted({model.manifest.name for model in self._loaded.values()})
-            raise UnknownModel(f"model: {name!r} is not loaded", field="model", allowed=names)
+            raise UnknownModel(f"model: {name or ref!r} is not loaded", field="model", allowed=names)
         if not pinned:
             return versions[0]
         for model in versions:
@@ -190,10 +202,21 @@ class Repository:
             What was loaded, as `name@version`.
 
         Raises:
-            FileInvalid: the models' folder is not there.
+            FileInvalid: the models' folder is not there. Said once: until it is back, later looks find nothing new.
         """
         async with self._busy:
-            found, self._faults = await asyncio.to_thread(scan, self._options.models)
+            try:
+                found, self._faults = await asyncio.to_thread(scan, self._options.models)
+            except FileInvalid:
+                if self._missing:
+                    return []
+                self._missing = True
+                raise
+            if self._missing:
+                self._missing = False
+                log.info("the models' folder is back: %s", self._options.models)
+            if self._shrinking is None and self._options.shrink_after_s is not None:
+                self._shrinking = asyncio.create_task(self._shrink_idle(self._options.shrink_after_s))
             present = {one.ref for one in found}
             self._failed = {ref: reason for ref, reason in self._failed.items() if ref in present}
             loaded = []
@@ -212,13 +235,17 @@ class Repository:
                 loaded.append(one.ref)
             return loaded
 
-    async def load(self, name: str, version: int | None) -> LoadedModel:
+    async def load(self, name: str, version: int | None = None) -> LoadedModel:
         """Load one version now, or load it anew; the newest on disk where none is named.
+
+        Args:
+            name: `name`, or `name@version` in place of the second argument.
 
         Raises:
             UnknownModel: no such folder.
             PackageError: it was refused; what served before goes on serving.
         """
+        name, version = _named(name, version)
         async with self._busy:
             found, self._faults = await asyncio.to_thread(scan, self._options.models)
             versions = [one for one in found if one.name == name]
@@ -231,17 +258,33 @@ class Repository:
             refs = [one.version for one in reversed(versions)]
             raise UnknownModel(f"version: {name!r} has no version {version}", field="version", allowed=refs)
 
-    async def unload(self, name: str) -> None:
-        """Stop serving every version of a model; accepted requests finish. It stays so until `load` or a new version.
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Stop serving every version of a model, or one of them; accepted requests finish. It stays so until `load` or
+        a new version.
+
+        Args:
+            name: `name`, or `name@version` in place of the second argument.
 
         Raises:
             UnknownModel: it is not loaded.
         """
+        name, version = _named(name, version)
         async with self._busy:
-            self.resolve(name)
+            self.resolve(name if version is None else f"{name}@{version}")
             for model in self.loaded:
-                if model.manifest.name == name.partition("@")[0] and name in (model.manifest.name, model.ref):
+                if model.manifest.name == name and version in (None, model.manifest.version):
                     self._retire(self._loaded.pop(model.ref))
+
+    def memory(self) -> MemoryStats:
+        """What the process and its GPUs hold, and what idle models gave back."""
+        used = {
+            number
+            for model in self._loaded.values()
+            for graph in model.graphs.values()
+            if set(graph.providers) & {"cuda", "tensorrt"}
+            for number in graph.plan.devices
+        }
+        return memory_stats(sorted(used), self._shrinks, self._given_back)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and let the accepted ones finish; whether all did in time."""
@@ -253,6 +296,9 @@ class Repository:
 
     async def close(self) -> None:
         """End everything; sessions are dropped."""
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+            await asyncio.wait([self._shrinking])
         async with self._busy:
             models, self._loaded = list(self._loaded.values()), {}
             batchers = [graph.batcher for model in models for graph in model.graphs.values()]
@@ -263,11 +309,10 @@ class Repository:
     async def _load(self, one: Found) -> LoadedModel:
         self._seen[one.ref] = one.fingerprint
         try:
-            prepared = await asyncio.to_thread(_prepare, one.folder, self._options, self._check)
+            prepared = await prepare(one.folder, self._options, self._check)
         except Exception as error:
-            self._failed[one.ref] = (
-                error.detail if isinstance(error, GanymedeError) else f"{type(error).__name__}: {error}"
-            )
+            detail = error.detail if isinstance(error, GanymedeError) else f"{type(error).__name__}: {error}"
+            self._failed[one.ref] = detail.removeprefix(f"{one.ref}: ")
             log.error("refused %s: %s", one.ref, self._failed[one.ref], exc_info=not isinstance(error, GanymedeError))
             if isinstance(error, GanymedeError):
                 raise
@@ -281,9 +326,10 @@ class Repository:
         self._retire_oldest(one)
         return model
 
-    def _batchers(self, prepared: _Prepared) -> dict[str, LoadedGraph]:
+    def _batchers(self, prepared: Prepared) -> dict[str, LoadedGraph]:
         graphs = {}
-        for name, (plan, sessions, why) in prepared.graphs.items():
+        for name, graph in prepared.graphs.items():
+            plan, sessions = graph.plan, graph.sessions
             batcher = Batcher(
                 sessions,
                 plan.policy,
@@ -293,8 +339,21 @@ class Repository:
                 run_timeout_s=self._options.run_timeout_s,
                 name=prepared.manifest.ref,
             )
-            graphs[name] = LoadedGraph(prepared.manifest.graphs[name], plan, batcher, sessions, why)
+            spec = prepared.manifest.graphs[name]
+            graphs[name] = LoadedGraph(spec, plan, batcher, sessions, graph.why, graph.row)
         return graphs
+
+    async def _shrink_idle(self, after_s: float) -> None:
+        """Give back the memory of models that nobody asks for, until cancelled."""
+        looks: IdleLooks[LoadedGraph] = IdleLooks(after_s)
+        while True:
+            await asyncio.sleep(min(1.0, after_s / 2))
+            graphs = {graph: graph.batcher.stats() for model in self.loaded for graph in model.graphs.values()}
+            for graph in looks.due(graphs, time.monotonic()):
+                given_back = await asyncio.to_thread(shrink, graph.sessions, graph.row)
+                if given_back is not None:
+                    self._shrinks += 1
+                    self._given_back += given_back
 
     def _retire_oldest(self, loaded: Found) -> None:
         """Keep the newest versions, and the one that was just asked for."""
@@ -316,41 +375,3 @@ async def _retire(model: LoadedModel) -> None:
         await graph.batcher.drain(RETIRE_S)
         await graph.batcher.close()
     log.info("retired %s", model.ref)
-
-
-def _prepare(folder: Path, options: EngineOptions, check: Callable[[Manifest], None]) -> _Prepared:
-    """Verify, load, hold against the golden rows and plan one version. Runs in a thread, seconds at most.
-
-    Raises:
-        GanymedeError: what is wrong.
-    """
-    manifest = verify_package(folder)
-    check(manifest)
-    golden = read_golden(folder, manifest)
-    graphs = {}
-    for name, spec in manifest.graphs.items():
-
-        def session(
-            threads: int, on_cpu: bool = False, path: Path = folder / spec.file, spec: GraphSpec = spec
-        ) -> OrtSession:
-            providers = ("cpu",) if on_cpu else options.providers
-            return OrtSession(
-                path, spec, model=manifest.ref, providers=providers, threads=threads, device=options.device
-            )
-
-        first = session(options.threads_per_lane or 1)
-        check_golden(first, golden[name], model=manifest.ref, fp16=options.fp16 and first.provider == "tensorrt")
-        plan, sessions = choose_plan(manifest.ref, spec.sha256, first, golden[name], options, session)
-        log.info("%s: %s runs on %s (%s)", manifest.ref, spec.file, first.provider, "; ".join(first.why) or "as asked")
-        if not plan.rows_independent:
-            log.warning("%s: rows influence one another in %s; each runs alone", manifest.ref, spec.file)
-        graphs[name] = (plan, _recovering(sessions, partial(session, plan.threads), manifest.ref), first.why)
-    return _Prepared(manifest, graphs)
-
-
-def _recovering(
-    sessions: Sequence[OrtSession], make: Callable[[bool], OrtSession], model: str
-) -> list[RecoveringSession]:
-    """One for each lane; lanes that share a session share what wraps it."""
-    wrapped = {id(session): RecoveringSession(session, make, model=model) for session in sessions}
-    return [wrapped[id(session)] for session in sessions]

@@ -1,6 +1,7 @@
 """A session: one loaded ONNX file, rows in, as many rows out. `Session` is the seam; `OrtSession` is ONNX Runtime's."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.engine.providers import OUTPUT_DEVICES, PROVIDERS, DeviceOptions, candidates, provider_list
+from service.engine.providers import (
+    OUTPUT_DEVICES,
+    PROVIDERS,
+    DeviceOptions,
+    arenas,
+    candidates,
+    device_ids,
+    provider_list,
+)
 from service.errors import GoldenMismatch, GraphMismatch, ProviderUnavailable, RunFailed
 from service.manifest import GraphSpec, TensorSpec, resolve_dimension
 
@@ -21,6 +30,9 @@ IMAGE_LEVELS = 1
 IMAGE_SHARE = 1e-4
 """... and one value in 10,000 by more, where a last bit flips a rounding twice."""
 FLOAT_RELATIVE = 1e-3
+
+LOADING_S = 120.0
+"""Seconds for which a session that is made in the middle of a run is waited for, before that too is held to hang."""
 
 _COUNT = {1: "one", 4: "four"}
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -34,15 +46,25 @@ class Watch:
 
     Attributes:
         calls: session calls begun so far; while it grows the job moves.
-        loading: a session is being made, which may take longer than any run.
         terminated: the run was told to end.
+        abandoned: it did not, and its lane was given up.
     """
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
         self.calls = 0
-        self.loading = False
         self.terminated = False
+        self.abandoned = False
+        self._loading_until_s = 0.0
+
+    @property
+    def loading(self) -> bool:
+        """A session is being made, which may take longer than any run, but not for ever."""
+        return time.monotonic() < self._loading_until_s
+
+    @loading.setter
+    def loading(self, value: bool) -> None:
+        self._loading_until_s = time.monotonic() + LOADING_S if value else 0.0
 
     def terminate(self) -> None:
         """End the run that is under way, and those that follow, as soon as the graph's next node would begin."""
@@ -79,10 +101,13 @@ class OrtSession:
         model: `name@version`, for errors.
         providers: by preference; see `EngineOptions.providers`.
         threads: threads inside one run (intra-op); on a GPU, of what stays on the CPU.
-        device: memory, precision and caches of the providers that have them.
+        device: memory, precision and caches of the providers that have them, and which devices to choose from.
+        device_id: which of the provider's devices; None takes the first of those to choose from.
+        watch: counts and may end the runs that come without a watch of their own: those made while loading.
 
     Attributes:
         provider: what was really obtained: `tensorrt`, `cuda`, `webgpu` or `cpu`.
+        device_id: which of that provider's devices.
         why: one line for each better provider that was not obtained.
 
     Raises:
@@ -101,17 +126,43 @@ class OrtSession:
         providers: Sequence[str] = ("auto",),
         threads: int = 1,
         device: DeviceOptions | None = None,
+        device_id: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.spec = spec
         self.model = model
         self.threads = threads
-        self._session, self.provider, self.why = _open(path, providers, threads, model, device)
+        self.watch = watch
+        self._session, self.provider, self.device_id, self.why = _open(
+            path, providers, threads, model, device or DeviceOptions(), device_id
+        )
         self._outputs = [tensor.name for tensor in spec.outputs]
         check_signature(spec, self._session.get_inputs(), self._session.get_outputs(), model=model)
 
     def run(self, inputs: Arrays, watch: Watch | None = None) -> dict[str, Array]:
         """See `Session.run`. The GIL is released while ONNX Runtime computes."""
-        options = None if watch is None else watch.options
+        if watch is None and self.watch is not None:
+            watch = self.watch
+            watch.calls += 1
+        return self._answers(inputs, None if watch is None else watch.options)
+
+    def shrink(self, inputs: Arrays) -> None:
+        """Give back what the arenas hold beyond the weights: a run of its own, after which they free what is unused.
+
+        Lanes may run meanwhile; what they use stays. Where the provider has no arena that can shrink, only the
+        CPU's does.
+
+        Args:
+            inputs: the smallest run there is: one row.
+
+        Raises:
+            RunFailed: the run raised.
+        """
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas(self.provider, self.device_id))
+        self._answers(inputs, options)
+
+    def _answers(self, inputs: Arrays, options: ort.RunOptions | None) -> dict[str, Array]:
         try:
             if self.provider in OUTPUT_DEVICES:
                 answers = self._run_bound(inputs, options)
@@ -127,7 +178,7 @@ class OrtSession:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self._outputs:
-            binding.bind_output(name, OUTPUT_DEVICES[self.provider])
+            binding.bind_output(name, OUTPUT_DEVICES[self.provider], self.device_id)
         self._session.run_with_iobinding(binding, options)
         copied: list[Array] = binding.copy_outputs_to_cpu()
         return copied
@@ -146,13 +197,14 @@ def _options(threads: int) -> Any:
 
 
 def _open(
-    path: Path, providers: Sequence[str], threads: int, model: str, device: DeviceOptions | None
-) -> tuple[Any, str, tuple[str, ...]]:
+    path: Path, providers: Sequence[str], threads: int, model: str, device: DeviceOptions, device_id: int | None
+) -> tuple[Any, str, int, tuple[str, ...]]:
     """Try each candidate; the first session that really got its provider wins."""
     chosen = candidates(providers)
     notes = list(chosen.skipped)
     for name in chosen.names:
-        wanted = provider_list(name, device or DeviceOptions())
+        number = device_ids(name, device.ids)[0] if device_id is None else device_id
+        wanted = provider_list(name, device, number)
         try:
             session = ort.InferenceSession(str(path), _options(threads), providers=wanted)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -162,7 +214,7 @@ def _open(
             notes.append(f"{name}: {reason}")
             continue
         if session.get_providers()[0] == PROVIDERS[name]:
-            return session, name, tuple(notes)
+            return session, name, number, tuple(notes)
         notes.append(f"{name}: onnxruntime fell back to {session.get_providers()[0]}")
     raise ProviderUnavailable("providers: none of those asked for works: " + "; ".join(notes))
 

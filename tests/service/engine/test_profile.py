@@ -127,7 +127,7 @@ def model(tiny_models):
 def choose(model, **changes):
     make, golden, sha256 = model
     options = EngineOptions(**{"models": None, "profile_s": 0.2, **changes})
-    return choose_plan("tiny-rgb@1", sha256, make(options.threads_per_lane or 1), golden, options, make)
+    return choose_plan(sha256, make(options.threads_per_lane or 1), golden, options, make)
 
 
 def test_a_measured_plan_fits_the_machine(model, monkeypatch):

@@ -22,6 +22,9 @@ def tiny_session(tiny_models, **kwargs):
     return OrtSession(folder / spec.file, spec, model="tiny-rgb@1", **{"providers": ("cpu",), **kwargs})
 
 
+CUDA = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+
+
 class TestProviders:
     def test_cpu_is_what_it_says(self, tiny_models):
         session = tiny_session(tiny_models)
@@ -83,11 +86,11 @@ class TestOptions:
     """What CUDA and TensorRT are told; none of it has run on NVIDIA hardware."""
 
     def test_cuda_keeps_full_precision_and_takes_no_more_than_asked(self):
-        assert cuda_options(DeviceOptions()) == {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+        assert cuda_options(DeviceOptions()) == {"device_id": "0", **CUDA}
         assert cuda_options(DeviceOptions(memory_bytes=2**31))["gpu_mem_limit"] == "2147483648"
 
     def test_tensorrt_caches_its_engines_where_there_is_a_cache(self, tmp_path):
-        assert tensorrt_options(DeviceOptions()) == {"trt_fp16_enable": "0"}
+        assert tensorrt_options(DeviceOptions()) == {"device_id": "0", "trt_fp16_enable": "0"}
         options = tensorrt_options(DeviceOptions(memory_bytes=2**30, fp16=True, cache=tmp_path))
         assert options["trt_fp16_enable"] == options["trt_engine_cache_enable"] == "1"
         assert options["trt_engine_cache_path"] == str(tmp_path / "tensorrt")
@@ -112,7 +115,7 @@ class TestOptions:
             def io_binding(self):
                 binding = real.io_binding()
                 bind = binding.bind_output
-                binding.bind_output = lambda name, device: (calls.append(device), bind(name, "cpu"))
+                binding.bind_output = lambda name, device, device_id: (calls.append(device), bind(name, "cpu"))
                 return binding
 
             def run_with_iobinding(self, *args):

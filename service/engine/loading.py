@@ -1,0 +1,220 @@
+"""A version's folder into sessions that passed every check, watched so that a load that hangs blocks nobody else."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from service.engine.options import EngineOptions
+from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, resize
+from service.engine.providers import device_ids
+from service.engine.recovery import RecoveringSession
+from service.engine.session import Array, Arrays, OrtSession, Watch, check_golden
+from service.errors import FileInvalid, GanymedeError
+from service.manifest import GraphSpec, Manifest
+from service.package import read_golden, verify_package
+
+log = logging.getLogger(__name__)
+
+END_S = 2.0
+"""Seconds that a load which was told to end gets before its thread is left behind."""
+
+
+@dataclass(frozen=True)
+class PreparedGraph:
+    """One graph that passed every check: a session for each lane; lanes of one device may share one.
+
+    `why`: why no better provider was obtained, or a device was left out. `row`: the first recorded row of each input.
+    """
+
+    plan: Plan
+    sessions: list[RecoveringSession]
+    why: tuple[str, ...]
+    row: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A version that passed every check, before it has lanes."""
+
+    manifest: Manifest
+    graphs: dict[str, PreparedGraph]
+
+
+class Progress(Watch):
+    """How far a load is. It moves while `calls` grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = "beginning"
+
+    def now(self, step: str) -> None:
+        """Say what is done next.
+
+        Raises:
+            RuntimeError: nobody waits for it any more.
+        """
+        if self.terminated:
+            raise RuntimeError("given up")
+        self.step = step
+        self.calls += 1
+
+
+async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifest], None]) -> Prepared:
+    """Verify, load, hold against the golden rows and plan one version, in a thread of its own.
+
+    Args:
+        folder: `<name>/<version>`.
+        options: a step that takes longer than `load_timeout_s` ends it.
+        check: raises PackageError where a manifest asks for what no pipeline serves.
+
+    Raises:
+        GanymedeError: what is wrong.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Prepared] = loop.create_future()
+    progress = Progress()
+
+    def end(result: Prepared | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        elif result is not None:
+            done.set_result(result)
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = prepare_here(folder, options, check, progress)
+        except BaseException as error:  # whoever waits must hear of it
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end, result, failure)
+
+    # Not the loop's own pool: a thread that hangs there would keep the process from ending.
+    threading.Thread(target=work, name=f"loading {folder.parent.name}@{folder.name}", daemon=True).start()
+    try:
+        seen = -1
+        while not done.done() and progress.calls > seen:
+            seen = progress.calls
+            await asyncio.wait([done], timeout=options.load_timeout_s)
+        if done.done():
+            return done.result()
+        progress.terminate()
+        detail = f"loading hangs: {progress.step} took more than {options.load_timeout_s:g} s (load_timeout_s)"
+        await asyncio.wait([done], timeout=END_S)
+        raise FileInvalid(detail, model=f"{folder.parent.name}@{folder.name}")
+    except asyncio.CancelledError:
+        progress.terminate()
+        raise
+    finally:
+        if not done.cancel() and not done.cancelled():
+            done.exception()  # looked at, or asyncio would report it as forgotten
+
+
+def prepare_here(
+    folder: Path, options: EngineOptions, check: Callable[[Manifest], None], progress: Progress
+) -> Prepared:
+    """As `prepare`, on this thread.
+
+    Raises:
+        GanymedeError: what is wrong.
+    """
+    progress.now("reading the files")
+    manifest = verify_package(folder)
+    check(manifest)
+    golden = read_golden(folder, manifest)
+    graphs = {}
+    for name, spec in manifest.graphs.items():
+        graphs[name] = _prepare_graph(folder, manifest.ref, spec, golden[name], options, progress)
+    return Prepared(manifest, graphs)
+
+
+def _prepare_graph(
+    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress
+) -> PreparedGraph:
+    def make(
+        threads: int, device_id: int | None = None, watch: Progress | None = None, on_cpu: bool = False
+    ) -> OrtSession:
+        if watch is not None:
+            watch.now(f"making a session of {spec.file}")
+        return OrtSession(
+            folder / spec.file,
+            spec,
+            model=ref,
+            providers=("cpu",) if on_cpu else options.providers,
+            threads=threads,
+            device=options.device,
+            device_id=0 if on_cpu else device_id,
+            watch=watch,
+        )
+
+    def make_first(threads: int) -> OrtSession:
+        session = make(threads, watch=progress)
+        progress.now(f"running {spec.file} on its recorded rows")
+        return session
+
+    first = make_first(options.threads_per_lane or 1)
+    check_golden(first, golden, model=ref, fp16=options.fp16 and first.provider == "tensorrt")
+    plan, sessions = choose_plan(spec.sha256, first, golden, options, make_first)
+    on_devices, left_out = _on_further_devices(first, plan, golden, options, partial(make, watch=progress))
+    on_devices = {first.device_id: sessions, **on_devices}
+    why = (*first.why, *left_out)
+    plan = planned_for(plan, tuple(on_devices))
+    log.info("%s: %s on %s: %s (%s)", ref, spec.file, first.provider, plan, "; ".join(why) or "as asked")
+    if not plan.rows_independent:
+        log.warning("%s: rows influence one another in %s; each runs alone", ref, spec.file)
+    lanes = []
+    for device_id, own in on_devices.items():
+        for session in own:
+            session.watch = None
+        lanes += _recovering(own, partial(make, plan.threads, device_id), ref)
+    return PreparedGraph(plan, lanes, why, resize({tensor.name: golden[tensor.name] for tensor in spec.inputs}, 1))
+
+
+def _on_further_devices(
+    first: OrtSession, plan: Plan, golden: Arrays, options: EngineOptions, make: Callable[..., OrtSession]
+) -> tuple[dict[int, list[OrtSession]], list[str]]:
+    """Sessions for the lanes of each device after the first, and a line for each device that is left out.
+
+    A device must answer the recorded rows with the first one's bits, or the same seed would draw another picture
+    there.
+
+    Raises:
+        GanymedeError: a device that was asked for does not work.
+    """
+    inputs = {tensor.name: golden[tensor.name] for tensor in first.spec.inputs}
+    expected: dict[str, Array] | None = None
+    made: dict[int, list[OrtSession]] = {}
+    left_out = []
+    for device_id in device_ids(first.provider, options.devices):
+        if device_id == first.device_id:
+            continue
+        expected = expected or first.run(inputs)
+        try:
+            here = partial(make, device_id=device_id)
+            sessions = lane_sessions(plan, here(plan.threads), here)
+            answers = sessions[0].run(inputs)
+        except GanymedeError as error:
+            if options.devices is not None:
+                raise
+            left_out.append(f"{first.provider}: device {device_id} is left out: {error}")
+            continue
+        if all(answers[name].tobytes() == array.tobytes() for name, array in expected.items()):
+            made[device_id] = sessions
+        else:
+            left_out.append(f"{first.provider}: device {device_id} is left out: it draws other bits than the first")
+    return made, left_out
+
+
+def _recovering(sessions: list[OrtSession], make: Callable[..., OrtSession], model: str) -> list[RecoveringSession]:
+    """One for each lane; lanes that share a session share what wraps it."""
+    wrapped = {
+        id(session): RecoveringSession(session, lambda on_cpu: make(on_cpu=on_cpu), model=model) for session in sessions
+    }
+    return [wrapped[id(session)] for session in sessions]
