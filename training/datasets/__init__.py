@@ -2,6 +2,7 @@
 
 from training.datasets.errors import DataError
 from training.datasets.imageset import ImageSet, load
+from training.datasets.pairset import PairOptions, PairSet, load_pairs
 from training.datasets.report import DataReport
 
-__all__ = ["DataError", "DataReport", "ImageSet", "load"]
+__all__ = ["DataError", "DataReport", "ImageSet", "PairOptions", "PairSet", "load", "load_pairs"]

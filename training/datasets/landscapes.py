@@ -7,6 +7,7 @@ and `loc0` to `loc2`, whose names say that they come from elsewhere than the fil
 
 import hashlib
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from training.datasets.packages import Fetched, Package, read_members
 from training.datasets.resize import fit
 
 SIZE = 128  # px
+PATCH = 240  # px: 1440 x 720 falls into 6 x 3 of them without remainder
+PATCHES = 18
 TEST_FRACTION = 0.1
 PHOTOS = {  # scene: how many photographs, numbered from 0
     "badlands": 9, "beach": 7, "canyon": 10, "city": 13, "desert": 8, "dune": 6, "fields": 10, "fog": 8, "forest": 6,
@@ -49,6 +52,20 @@ def build(fetched: Fetched) -> dict[str, NDArray[Any]]:
     Returns:
         The arrays of the prepared form, images uint8 [N, 128, 128, 3], labels by scene.
     """
+    return _cut(fetched, squares, 3)
+
+
+def build_patches(fetched: Fetched) -> dict[str, NDArray[Any]]:
+    """Cut every photograph into its 18 patches, at full resolution; all go to the same side of the split.
+
+    Returns:
+        The arrays of the prepared form, images uint8 [N, 240, 240, 3], labels by scene.
+    """
+    return _cut(fetched, patches, PATCHES)
+
+
+def _cut(fetched: Fetched, cut: Callable[[bytes], NDArray[np.uint8]], each: int) -> dict[str, NDArray[Any]]:
+    """The arrays of the prepared form: `cut` makes `each` squares of a photograph's bytes."""
     paths = {f"images/land/{name}@2x.jpg": scene for name, scene in sorted(NAMES.items())}
     members = read_members(fetched.path, list(paths))
     missing = sorted(set(paths) - set(members))
@@ -64,9 +81,9 @@ def build(fetched: Fetched) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for split, side in (("train", False), ("test", True)):
         chosen = [path for path, held in zip(paths, out, strict=True) if held == side]
-        arrays[f"{split}_images"] = np.concatenate([squares(members[path]) for path in chosen])
+        arrays[f"{split}_images"] = np.concatenate([cut(members[path]) for path in chosen])
         labels = np.array([CLASSES.index(paths[path]) for path in chosen], np.int64)
-        arrays[f"{split}_labels"] = np.repeat(labels, 3)
+        arrays[f"{split}_labels"] = np.repeat(labels, each)
     return arrays
 
 
@@ -76,3 +93,12 @@ def squares(raw: bytes) -> NDArray[np.uint8]:
     side = image.height
     lefts = (0, (image.width - side) // 2, image.width - side)
     return np.stack([fit(image.crop((left, 0, left + side, side)), SIZE, 3) for left in lefts])
+
+
+def patches(raw: bytes) -> NDArray[np.uint8]:
+    """Return a photograph's patches, row by row, uint8 [18, 240, 240, 3]; other sizes are brought to 1440 x 720."""
+    image = Image.open(io.BytesIO(raw), formats=["JPEG"]).convert("RGB")
+    if image.size != (6 * PATCH, 3 * PATCH):
+        image = image.resize((6 * PATCH, 3 * PATCH), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image, np.uint8).reshape(3, PATCH, 6, PATCH, 3)
+    return np.ascontiguousarray(pixels.swapaxes(1, 2)).reshape(PATCHES, PATCH, PATCH, 3)

@@ -87,6 +87,10 @@ def _build_landscapes(public: PublicSet, fetched: Sequence[Fetched], work: Path)
     return Built(landscapes.build(fetched[0]))
 
 
+def _build_patches(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
+    return Built(landscapes.build_patches(fetched[0]))
+
+
 FASHION = PublicSet(
     name="fashion-mnist",
     title="Fashion-MNIST: grey clothes, ten classes",
@@ -170,7 +174,21 @@ LANDSCAPES = PublicSet(
     payload=landscapes.PAYLOAD,
 )
 
-PUBLIC: dict[str, PublicSet] = {public.name: public for public in (FASHION, MNIST, FACES, LANDSCAPES)}
+PATCHES = PublicSet(
+    name="photo-patches",
+    title="The same photographs at full resolution, cut into 18 patches each",
+    license="public domain",
+    source="morguefile, Unsplash, NASA and USGS, as collected by Endless Sky and packed by Debian",
+    packages=(landscapes.PACKAGE,),
+    classes=landscapes.CLASSES,
+    channels=3,
+    size=landscapes.PATCH,
+    counts=(2_862, 342),
+    build=_build_patches,
+    payload=landscapes.PAYLOAD,
+)
+
+PUBLIC: dict[str, PublicSet] = {public.name: public for public in (FASHION, MNIST, FACES, LANDSCAPES, PATCHES)}
 
 
 def prepare(

@@ -24,6 +24,8 @@ REFUSALS: Mapping[str, str] = {
     "duplicate": "the same pixels as an image already used",
     "unsafe-path": "a path that leads out of the zip, or a link",
     "no-class": "outside the class folders",
+    "no-counterpart": "no file of the same name on the other side of the pairs",
+    "not-side-by-side": "not twice as wide as high, so it does not hold input and target side by side",
 }
 
 

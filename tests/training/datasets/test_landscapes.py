@@ -67,3 +67,23 @@ def test_a_changed_or_missing_photograph_is_refused(fetched: Fetched, monkeypatc
     monkeypatch.setattr(landscapes, "PAYLOAD", {"images/land": "0" * 64})
     with pytest.raises(ChecksumMismatch):
         landscapes.build(fetched)
+
+
+def test_patches_are_the_photograph_itself() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (720, 1440, 3), dtype=np.uint8)
+    raw = png(Image.fromarray(pixels), "JPEG", quality=95)
+    whole = np.asarray(Image.open(io.BytesIO(raw)))
+    found = landscapes.patches(raw)
+    assert found.shape == (18, 240, 240, 3)
+    np.testing.assert_array_equal(found[0], whole[:240, :240])
+    np.testing.assert_array_equal(found[7], whole[240:480, 240:480])  # the second row's second
+    np.testing.assert_array_equal(found[17], whole[480:, 1200:])
+
+
+def test_all_patches_of_a_photograph_stay_together(fetched: Fetched) -> None:
+    arrays = landscapes.build_patches(fetched)
+    train, test = arrays["train_images"], arrays["test_images"]
+    assert len(train) + len(test) == 20 * 18 and len(test) % 18 == 0 < len(test)
+    assert len(arrays["train_labels"]) == len(train)
+    shades = [{round(int(image[120, 120, 0]) / 10) for image in part} for part in (train, test)]
+    assert not shades[0] & shades[1]
