@@ -1,0 +1,189 @@
+"""From Pillow's picture to uint8 RGB and alpha: 16 bits rounded, palettes, keys and gray unfolded, profiles to sRGB.
+
+Pillow is only imported when the first upload is decoded.
+"""
+
+import io
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+Pixels = npt.NDArray[np.uint8]
+
+_log = logging.getLogger(__name__)
+_OTHER_BYTE = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B",
+    "RGBX;16B": "RGBX;16L",
+    "RGBX;16L": "RGBX;16B",
+    "CMYK;16B": "CMYK;16L",
+    "CMYK;16L": "CMYK;16B",
+    "LA;16B": "RGBA",
+}
+"""Pillow keeps the high byte of 16-bit colours; unpacked as the other byte order it keeps the low one. Two passes give
+both. Gray with alpha has four bytes a pixel, which plain RGBA hands over as they are."""
+
+_ORIENTATION = 0x0112
+_BLOCK_PX = 1 << 18  # pixels converted at once: wide intermediate types stay small
+
+
+def read_pixels(picture: "Picture", reopen: Callable[[], "Picture"]) -> tuple[Pixels, Pixels | None]:
+    """Decode, and unfold into colours and transparency.
+
+    Args:
+        picture: opened, not yet loaded.
+        reopen: opens the same file once more, for the low bytes of 16-bit colours.
+
+    Returns:
+        sRGB [H, W, 3] and alpha [H, W], or None where every pixel is opaque by the file's kind.
+    """
+    profile = picture.info.get("icc_profile")
+    rawmode = _rawmode(picture)
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        rgb, alpha = _gray16(picture)
+    elif rawmode in _OTHER_BYTE and picture.mode in ("RGB", "RGBA"):
+        rgb, alpha = _colour16(picture, reopen(), rawmode)
+    else:
+        rgb, alpha = _unfold(picture, profile)
+        if picture.mode in ("CMYK", "L", "LA"):
+            profile = None  # applied already, from the space that it belongs to
+    if profile:
+        rgb = _to_srgb(rgb, profile)
+    return _turned(rgb, _orientation(picture)), None if alpha is None else _turned(alpha, _orientation(picture))
+
+
+def _rawmode(picture: "Picture") -> str:
+    """How the file's bytes are unpacked; empty where the decoder does that itself."""
+    tiles: list[Any] = getattr(picture, "tile", [])
+    args = tiles[0][3] if tiles else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _unfold(picture: "Picture", profile: bytes | None) -> tuple[Pixels, Pixels | None]:
+    """Every mode of 8 bits or fewer."""
+    picture.load()
+    if picture.mode in ("P", "PA") or (picture.mode in ("L", "RGB", "1") and "transparency" in picture.info):
+        keyed = picture.mode == "PA" or "transparency" in picture.info
+        unfolded = picture.convert("RGBA" if keyed else "RGB")
+    elif picture.mode == "CMYK":
+        unfolded = _cmyk(picture, profile)
+    elif picture.mode in ("LA", "La"):
+        unfolded = picture.convert("RGBA")
+        if profile:
+            unfolded.paste(_gray(picture.convert("L"), profile))
+            unfolded.putalpha(picture.getchannel("A"))
+    elif picture.mode == "L":
+        unfolded = _gray(picture, profile)
+    elif picture.mode in ("RGBA", "RGB"):
+        unfolded = picture
+    else:
+        unfolded = picture.convert("RGBA" if picture.mode in ("RGBa",) else "RGB")
+    return _split(np.asarray(unfolded))
+
+
+def _split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels), None
+    return np.ascontiguousarray(pixels[:, :, :3]), np.ascontiguousarray(pixels[:, :, 3])
+
+
+def _gray16(picture: "Picture") -> tuple[Pixels, Pixels | None]:
+    picture.load()
+    wide = np.asarray(picture).astype(np.uint16)
+    key = picture.info.get("transparency")
+    alpha = np.where(wide == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
+    return np.repeat(_rounded(wide)[:, :, None], 3, axis=2), alpha
+
+
+def _colour16(picture: "Picture", again: "Picture", rawmode: str) -> tuple[Pixels, Pixels | None]:
+    """Both bytes of every sample, from two passes over the file."""
+    key = picture.info.get("transparency")
+    tiles: list[Any] = again.tile  # type: ignore[attr-defined]
+    again.tile = [_other_byte(tile, _OTHER_BYTE[rawmode]) for tile in tiles]  # type: ignore[attr-defined]
+    picture.load()
+    again.load()
+    high, low = np.asarray(picture), np.asarray(again)
+    if rawmode == "LA;16B":
+        pair = low[:, :, 0::2].astype(np.uint16) << 8 | low[:, :, 1::2]  # [H, W, gray and alpha]
+        return np.repeat(_rounded(pair[:, :, :1]), 3, axis=2), _rounded(pair[:, :, 1])
+    wide = high.astype(np.uint16) << 8 | low
+    keyed = isinstance(key, tuple) and wide.shape[2] == 3
+    alpha8 = np.where((wide == np.array(key)).all(axis=2), 0, 255).astype(np.uint8) if keyed else None
+    rgb, alpha = _split(_rounded(wide))
+    return rgb, alpha8 if alpha is None else alpha
+
+
+def _other_byte(tile: Any, rawmode: str) -> Any:
+    """A strip's decoder, offset and place, with another unpacking."""
+    args = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+    return type(tile)(tile[0], tile[1], tile[2], args)
+
+
+def _rounded(wide: npt.NDArray[np.uint16]) -> Pixels:
+    """16 bits to the nearest of 8: 65535 / 255 is 257 exactly."""
+    out = np.empty(wide.shape, np.uint8)
+    rows = max(1, _BLOCK_PX // max(1, wide.shape[1]))
+    for top in range(0, len(wide), rows):
+        out[top : top + rows] = (wide[top : top + rows].astype(np.uint32) + 128) // 257
+    return out
+
+
+def _cmyk(picture: "Picture", profile: bytes | None) -> "Picture":
+    return (_transformed(picture, profile) if profile else None) or picture.convert("RGB")
+
+
+def _gray(picture: "Picture", profile: bytes | None) -> "Picture":
+    return (_transformed(picture, profile) if profile else None) or picture.convert("RGB")
+
+
+def _to_srgb(rgb: Pixels, profile: bytes) -> Pixels:
+    from PIL import Image
+
+    moved = _transformed(Image.fromarray(rgb), profile)
+    return rgb if moved is None else np.ascontiguousarray(np.asarray(moved))
+
+
+def _transformed(picture: "Picture", profile: bytes) -> "Picture | None":
+    """The picture in sRGB; None where its profile says sRGB already, does not fit its mode, or is broken."""
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError) as error:
+        _log.debug("a colour profile is passed over: %s", error)  # as every viewer does; the pixels are whole
+        return None
+
+
+def _orientation(picture: "Picture") -> int:
+    """EXIF's orientation, 1 to 8. Pillow has turned TIFF itself and then no longer tells one."""
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # metadata in whichever way broken: the picture stays as it lies
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Upright, by the EXIF 2.3 table: 2 mirrored, 3 turned by 180 degrees, 4 flipped, 5 to 8 with the axes swapped."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
