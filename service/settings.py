@@ -6,18 +6,17 @@ This is the only module that reads the environment. docs/settings.md lists the s
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PREFIX = "GANYMEDE_"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The server's settings. Flags go before the environment, the environment before the defaults."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: Path = Field(
         Path("models"),
@@ -46,7 +45,7 @@ class Settings(BaseSettings):
         le=1024,
         description="ONNX Runtime threads in each lane. Unset: chosen with `lanes`. lanes x threads at most the cores.",
     )
-    providers: Annotated[tuple[str, ...], NoDecode] = Field(
+    providers: tuple[str, ...] = Field(
         ("auto",),
         description="Execution providers by preference, comma-separated: `tensorrt`, `cuda`, `webgpu`, `cpu`. "
         "`auto` takes the first that works; one that is named must work.",
@@ -89,6 +88,24 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="Most GPU memory of one session in bytes. Unset: all there is. Set it where models share a device.",
+    )
+    devices: tuple[int, ...] | None = Field(
+        None,
+        description="NVIDIA devices to use, by CUDA's numbers, such as `0,1`; each gets lanes of its own. Unset: all.",
+    )
+    shrink_after_s: float | None = Field(
+        10.0,
+        gt=0,
+        le=86400,
+        description="Seconds without a request after which a model gives back its working memory; `none` keeps it. "
+        "The next request pays milliseconds to have it again.",
+    )
+    load_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        le=86400,
+        description="Seconds that one step of loading (reading, making a session, one run) may take before the model "
+        "is refused. An hour where TensorRT builds large engines.",
     )
     fp16: bool = Field(
         False,
@@ -212,12 +229,28 @@ class Settings(BaseSettings):
         description="Side in pixels of a large image's tiles. Larger wastes less at the seams, smaller waits less.",
     )
 
-    @field_validator("providers", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        found = {
+            name: variables[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in variables
+        }
+        return {**found, **given}
+
+    @field_validator("providers", "devices", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("devices")
+    @classmethod
+    def _numbers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or min(value) < 0):
+            raise ValueError("device numbers are whole numbers from 0, such as `0,1`")
+        return None if value is None else tuple(dict.fromkeys(value))
 
     @field_validator("providers")
     @classmethod
@@ -226,7 +259,16 @@ class Settings(BaseSettings):
             raise ValueError("names no provider; `auto` takes the best one that works")
         return value
 
-    @field_validator("lanes", "threads_per_lane", "poll_models_s", "cache", "device_memory_bytes", mode="before")
+    @field_validator(
+        "lanes",
+        "threads_per_lane",
+        "poll_models_s",
+        "cache",
+        "device_memory_bytes",
+        "devices",
+        "shrink_after_s",
+        mode="before",
+    )
     @classmethod
     def _unset(cls, value: object) -> object:
         return None if isinstance(value, str) and value.lower() in ("", "none", "auto") else value

@@ -79,6 +79,9 @@ def engine_of(settings: Settings) -> "Engine":
             fp16=settings.fp16,
             profile_s=settings.profile_s,
             cache=settings.cache,
+            devices=settings.devices,
+            shrink_after_s=settings.shrink_after_s,
+            load_timeout_s=settings.load_timeout_s,
         )
     )
 
