@@ -13,12 +13,15 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from service.engine.admission import Asked, Gate, Line
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
+from service.engine.pricing import PRIORITIES, RunCosts, left_s
 from service.engine.session import Array, Arrays, Session, Watch
 from service.engine.stats import BatcherStats
 from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded, RunFailed
@@ -34,6 +37,9 @@ TERMINATE_S = 2.0
 """Seconds that a run which was told to end gets for its node to finish, before its lane is given up."""
 
 log = logging.getLogger(__name__)
+
+FILL_WEIGHT = 0.1
+"""Weight of the newest run in the rows that a run takes while more wait: fewer than the cap where shapes are mixed."""
 
 _SMOOTHING = 0.2  # weight of the newest run in the measured seconds per row: follows a change within about ten runs
 
@@ -64,6 +70,7 @@ class Entry:
 
     `arrived_s`, `started_s` and `finished_s` are `time.monotonic()`; `deadline_s` is the event loop's time, whose timer
     ends the entry (uvloop's clock has the same origin but ticks in milliseconds: too coarse for the former).
+    `priced_s`: the wait that was predicted on arrival; 0 where a lane was idle.
     """
 
     inputs: Arrays
@@ -73,6 +80,7 @@ class Entry:
     order: int = 0
     priority: int = USUAL
     deadline_s: float | None = None
+    priced_s: float = 0.0
     taken: int = 0
     answered: int = 0
     ended: bool = False
@@ -102,8 +110,7 @@ class BatchPolicy:
     min_share: int = 1
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """Rows [start, stop) of an entry."""
 
     entry: Entry
@@ -111,9 +118,8 @@ class Slice:
     stop: int
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What the lane runs now, and the entries that came too late and must not run."""
+class Decision(NamedTuple):
+    """What the lane runs now, and the entries met on the way that came too late and must not run."""
 
     slices: tuple[Slice, ...]
     expired: tuple[Entry, ...]
@@ -136,13 +142,17 @@ def take(queue: Sequence[Entry], now_s: float, policy: BatchPolicy, free_lanes: 
         policy: the batch cap and the smallest share.
         free_lanes: lanes that could run now, this one included; at least 1.
     """
-    expired = tuple(entry for entry in queue if entry.deadline_s is not None and entry.deadline_s <= now_s)
-    late = set(map(id, expired))
-    waiting = [entry for entry in queue if id(entry) not in late]
-    if not waiting:
-        return Decision((), expired)
-    alike = [entry for entry in waiting if entry.signature == waiting[0].signature]
-    total = sum(entry.rows - entry.taken for entry in alike)
+    expired: list[Entry] = []
+    alike: list[Entry] = []
+    total, most = 0, policy.max_batch * free_lanes
+    for entry in queue:
+        if entry.deadline_s is not None and entry.deadline_s <= now_s:
+            expired.append(entry)
+        elif not alike or entry.signature == alike[0].signature:
+            alike.append(entry)
+            total += entry.rows - entry.taken
+            if total >= most:
+                break  # the queue may be long, and nothing behind this changes the answer
     room = min(policy.max_batch, max(policy.min_share, math.ceil(total / free_lanes)))
     slices = []
     for entry in alike:
@@ -151,7 +161,7 @@ def take(queue: Sequence[Entry], now_s: float, policy: BatchPolicy, free_lanes: 
             break
         slices.append(Slice(entry, entry.taken, entry.taken + rows))
         room -= rows
-    return Decision(tuple(slices), expired)
+    return Decision(tuple(slices), tuple(expired))
 
 
 @dataclass(eq=False, slots=True)
@@ -173,11 +183,13 @@ class Batcher:
         sessions: one for each lane; the same object where lanes share it.
         policy: see `BatchPolicy`.
         max_queue_rows: rows that may wait; beyond it `submit` refuses.
+        max_queue_s: seconds after which the last of them must be finished, as predicted; None sets no such bound.
         row_s: measured seconds of one lane per row, to begin predictions with; the runs themselves correct it.
         run_s: measured seconds of a run of so many rows, where a cost curve is known.
         run_timeout_s: seconds below which no run is held to hang; see `HANG_FACTOR`.
         name: for threads and errors.
         make_lane: the threads; tests put in lanes of their own.
+        clock: seconds; tests put in one of their own.
     """
 
     def __init__(
@@ -186,15 +198,22 @@ class Batcher:
         policy: BatchPolicy,
         *,
         max_queue_rows: int = 1024,
+        max_queue_s: float | None = None,
         row_s: float = 0.01,
         run_s: Callable[[int], float] | None = None,
         run_timeout_s: float = 10.0,
         name: str = "model",
         make_lane: Callable[[str], Lane] = ThreadLane,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
         self.name = name
-        self.max_queue_rows = max_queue_rows
+        self._clock = clock
+        self._costs = RunCosts(run_s if run_s is not None else lambda rows: rows * row_s)
+        self._measured = run_s is not None
+        self._gate = Gate(name, self._costs, max_queue_rows, math.inf if max_queue_s is None else max_queue_s)
+        self._waiting = [0] * PRIORITIES
+        self._fill = float(policy.max_batch)
         self._loop = asyncio.get_running_loop()
         self._sessions = list(sessions)
         self._make_lane = make_lane
@@ -228,20 +247,24 @@ class Batcher:
         Raises:
             Overloaded: the queue is full, or the deadline cannot be met; nothing was queued.
             NotReady: draining.
-            DeadlineExceeded: not finished in time.
+            DeadlineExceeded: not finished in time; at once where its run alone is known to take longer than that.
             RunFailed: these rows' run failed, also when run apart from their neighbours.
         """
-        now_s = self._loop.time()
         rows = len(next(iter(inputs.values())))
-        self._admit(rows, priority, deadline_s, now_s)
+        priced_s = self._admit(inputs, rows, priority, deadline_s)
         self._arrivals += 1
-        entry = Entry(inputs, rows, signature_of(inputs), time.monotonic(), self._arrivals, priority, deadline_s)
+        self._gate.arrivals.count(rows, self._clock())
+        entry = Entry(inputs, rows, signature_of(inputs), self._clock(), self._arrivals, priority, deadline_s, priced_s)
         entry.future = self._loop.create_future()
         if deadline_s is not None:
             entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
         self._live.add(entry)
-        bisect.insort(self._queue, entry, key=lambda queued: queued.rank)
+        if self._queue and self._queue[-1].priority > priority:
+            bisect.insort(self._queue, entry, key=_rank)
+        else:
+            self._queue.append(entry)
         self._queue_rows += rows
+        self._waiting[priority] += rows
         if self._free and not self._scheduled:
             self._scheduled = True  # at the end of this turn of the loop: requests that arrived together ride together
             self._loop.call_soon(self._dispatch)
@@ -251,21 +274,12 @@ class Batcher:
             self._end(entry, None, "cancelled")
             raise
 
-    def predicted_wait_s(self, rows_ahead: int) -> float:
-        """Seconds until lanes have taken `rows_ahead` queued rows: 0 while a lane is free and nothing waits."""
-        if self._free and not rows_ahead:
-            return 0.0
-        now_s = time.monotonic()
-        ends = [run.started_s + run.decision.rows * self._row_s - now_s for run in self._running.values()]
-        first_s = 0.0 if self._free else max(0.0, min(ends, default=0.0))
-        return first_s + rows_ahead * self._row_s / len(self._lanes)
-
     def stats(self) -> BatcherStats:
         """A snapshot, for metrics."""
         oldest_s = min((entry.arrived_s for entry in self._queue), default=None)
         return BatcherStats(
             queue_rows=self._queue_rows,
-            queue_age_s=0.0 if oldest_s is None else max(0.0, time.monotonic() - oldest_s),
+            queue_age_s=0.0 if oldest_s is None else max(0.0, self._clock() - oldest_s),
             lanes=len(self._lanes),
             lanes_busy=len(self._running),
             row_s=self._row_s,
@@ -304,32 +318,41 @@ class Batcher:
         stopped = await asyncio.gather(*(asyncio.to_thread(lane.close, timeout_s) for lane in self._lanes))
         return all(stopped)
 
-    def _admit(self, rows: int, priority: int, deadline_s: float | None, now_s: float) -> None:
-        """Refuse at once what could only be refused later."""
+    def _admit(self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None) -> float:
+        """Refuse at once what could only be refused later; else the predicted seconds, 0 where a lane is idle."""
         if not self._accepting:
             raise NotReady(f"{self.name}: shutting down", reason="draining")
-        if deadline_s is not None and deadline_s <= now_s:
-            self._rejected["deadline"] += 1
-            raise DeadlineExceeded(f"{self.name}: the deadline had passed before the request could be queued")
-        if self._queue_rows + rows > self.max_queue_rows and self._free:
-            self._dispatch()
-        if self._queue and self._queue_rows + rows > self.max_queue_rows:
-            self._rejected["queue_full"] += 1
-            retry_s = self.predicted_wait_s(self._queue_rows + rows - self.max_queue_rows)
-            raise Overloaded(
-                f"{self.name}: {self._queue_rows} rows wait already", retry_after_s=retry_s, reason="queue_full"
-            )
-        if deadline_s is None:
-            return
-        ahead = sum(entry.rows - entry.taken for entry in self._queue if entry.priority <= priority)
-        wait_s = self.predicted_wait_s(ahead)
-        if now_s + wait_s >= deadline_s:
-            self._rejected["deadline"] += 1
-            detail = (
-                f"{self.name}: a lane will be free in {wait_s:.3f} s, the deadline is in {deadline_s - now_s:.3f} s"
-            )
-            retry_s = max(0.0, now_s + wait_s - deadline_s)
-            raise Overloaded(detail, retry_after_s=retry_s, reason="deadline")
+        remaining_s = math.inf
+        if deadline_s is not None:
+            remaining_s = deadline_s - self._loop.time()
+            if remaining_s <= 0:
+                self._rejected["deadline"] += 1
+                raise DeadlineExceeded(f"{self.name}: the deadline had passed before the request could be queued")
+            least_s = self._costs.least_s(min(rows, self.policy.max_batch))
+            if self._measured and least_s > remaining_s:
+                self._rejected["deadline"] += 1
+                raise DeadlineExceeded(
+                    f"{self.name}: takes {least_s:.3f} s alone, the deadline is in {remaining_s:.3f} s"
+                )
+        if self._free:
+            if self._queue_rows + rows > self._gate.max_rows:
+                self._dispatch()
+            if self._free and not self._queue:
+                return 0.0
+        asked = Asked(rows, priority, remaining_s, lambda: _key(inputs, priority))
+        try:
+            return self._gate.admit(asked, self._line(priority))
+        except Overloaded as error:
+            self._rejected[error.reason] += 1
+            raise
+
+    def _line(self, priority: int) -> Line:
+        """The queue as a newcomer of this priority sees it."""
+        now_s, costs = self._clock(), self._costs
+        ends_s = [left_s(costs.run_s(run.decision.rows), now_s - run.started_s) for run in self._running.values()]
+        ends_s += [0.0] * len(self._free)
+        ends_s.sort()
+        return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, max(1, round(self._fill)))
 
     def _dispatch(self) -> None:
         """Hand the queue to the lanes that are free."""
@@ -344,7 +367,11 @@ class Batcher:
                 part.entry.taken = part.stop
                 if part.entry.taken == part.entry.rows:
                     self._queue.remove(part.entry)
-            self._queue_rows -= decision.rows
+                rows = part.stop - part.start
+                self._queue_rows -= rows
+                self._waiting[part.entry.priority] -= rows
+            if self._queue and len(self._free) == 1:
+                self._fill += FILL_WEIGHT * (decision.rows - self._fill)
             self._start(self._free.pop(), decision)
 
     def _policy_of(self, lane: int) -> BatchPolicy:
@@ -356,7 +383,7 @@ class Batcher:
 
     def _start(self, lane: int, decision: Decision) -> None:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop
-        run = _Run(lane, decision, time.monotonic(), Watch())
+        run = _Run(lane, decision, self._clock(), Watch())
         self._running[lane] = run
         parts = [_rows(part) for part in slices]
 
@@ -382,7 +409,7 @@ class Batcher:
         self._hung += 1
         run.watch.terminate()
         run.timer = self._loop.call_later(TERMINATE_S, self._replace, run)
-        seconds = time.monotonic() - run.started_s
+        seconds = self._clock() - run.started_s
         log.error("%s: a run of %d rows hangs since %.1f s; ending it", self.name, run.decision.rows, seconds)
         for part in run.decision.slices:
             self._end(part.entry, RunFailed(f"{self.name}: the run did not come back"), "failed")
@@ -391,6 +418,7 @@ class Batcher:
         """Give up a lane whose run did not end when it was told to; another takes its place."""
         lane = run.lane
         del self._running[lane]
+        run.watch.abandoned = True
         self._replaced += 1
         log.error("%s: lane %d does not come back; it is replaced, its thread is lost", self.name, lane)
         self._lanes[lane].close(0.0)
@@ -407,7 +435,7 @@ class Batcher:
             run.timer.cancel()
         del self._running[lane]
         self._free.append(lane)
-        self._count(decision.rows, outcome, run.watch.terminated)
+        self._count(run, outcome)
         for part, answer in zip(decision.slices, outcome.answers, strict=True):
             entry = part.entry
             if entry.ended:
@@ -424,8 +452,8 @@ class Batcher:
                 self._end(entry, _assemble(entry), "answered")
         self._dispatch()
 
-    def _count(self, rows: int, outcome: Outcome, terminated: bool) -> None:
-        seconds = outcome.ended_s - outcome.started_s
+    def _count(self, run: _Run, outcome: Outcome) -> None:
+        rows, seconds = run.decision.rows, outcome.ended_s - outcome.started_s
         self._runs += outcome.runs
         self._rows += rows
         self._run_s += seconds
@@ -433,8 +461,9 @@ class Batcher:
         self._batch_rows[rows] += 1
         if outcome.runs > 1:
             self._apart += 1
-        elif not terminated:
+        elif not run.watch.terminated:
             self._row_s += _SMOOTHING * (seconds / rows - self._row_s)
+            self._costs.observe(rows, self._clock() - run.started_s)  # with what the lane waits for the loop
 
     def _expire(self, entry: Entry) -> None:
         self._end(entry, DeadlineExceeded(f"{self.name}: not finished before the deadline"), "expired")
@@ -448,9 +477,13 @@ class Batcher:
         self._live.discard(entry)
         if entry.timer is not None:
             entry.timer.cancel()
+        if entry.priced_s and how in ("answered", "expired"):
+            took_s = self._clock() - entry.arrived_s
+            self._gate.margin.observe(entry.priced_s, took_s, self._costs.run_s(max(1, round(self._fill))))
         if entry.taken < entry.rows:
             self._queue.remove(entry)
             self._queue_rows -= entry.rows - entry.taken
+            self._waiting[entry.priority] -= entry.rows - entry.taken
         if entry.future is not None and not entry.future.done():
             if isinstance(outcome, Answer):
                 entry.future.set_result(outcome)
@@ -458,6 +491,15 @@ class Batcher:
                 entry.future.set_exception(outcome)
         if self._idle is not None and not self._live and not self._idle.done():
             self._idle.set_result(None)
+
+
+def _rank(entry: Entry) -> tuple[int, int]:
+    return entry.rank
+
+
+def _key(inputs: Arrays, priority: int) -> Hashable:
+    """By which a request is known again: what it asks for."""
+    return (priority, signature_of(inputs), *(hash(inputs[name].tobytes()) for name in sorted(inputs)))
 
 
 def _rows(part: Slice) -> Arrays:

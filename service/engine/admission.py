@@ -1,0 +1,155 @@
+"""Who may queue: each request is priced on arrival, and what cannot be served in time is refused with the time to
+come again.
+
+An idle lane refuses nobody: its run costs nobody else anything, and keeps the prices true.
+"""
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from service.engine.pricing import PRIORITIES, Arrivals, Margin, Promises, RunCosts, begun_s
+from service.errors import Overloaded
+
+REPLY_S = 0.005
+"""Seconds of a deadline that are left for encoding and writing the answer."""
+HEADROOM, HEADROOM_S = 0.03, 0.005
+"""Clients are told to come this much later than their place is expected to be free, as a share and in seconds."""
+EARLY_S = 0.005
+"""Whoever comes back so much before the time is on time: clocks and timers are no better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request at the gate. `left_s`: until its deadline, infinite without one. `key`: what it asks for."""
+
+    rows: int
+    priority: int
+    left_s: float
+    key: Callable[[], Hashable]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The queue as a newcomer of some priority sees it.
+
+    Args:
+        now_s: the batcher's clock.
+        waiting: rows queued.
+        ahead: those of them that go first.
+        ends_s: seconds until each lane is free, ascending.
+        batch: rows that a run takes while more wait.
+    """
+
+    now_s: float
+    waiting: int
+    ahead: int
+    ends_s: list[float]
+    batch: int
+
+
+class Gate:
+    """Prices requests and keeps the promises made to those that were refused.
+
+    Args:
+        name: the model's, for errors.
+        costs: seconds of a run.
+        max_rows: rows that may wait.
+        max_s: seconds after which the last of them must be finished, by their price.
+    """
+
+    def __init__(self, name: str, costs: RunCosts, max_rows: int, max_s: float = math.inf) -> None:
+        self.name = name
+        self.costs = costs
+        self.max_rows = max_rows
+        self.max_s = max_s
+        self.margin = Margin()
+        self.promises = Promises()
+        self.arrivals = Arrivals()
+        self._moved_s = -math.inf
+
+    def done_s(self, line: Line, ahead: int, rows: int) -> float:
+        """Seconds until so many rows behind `ahead` others are finished, together with who comes meanwhile."""
+        last = ahead + rows
+        begun = begun_s(last, line.ends_s, self.costs.run_s(line.batch), line.batch)
+        joining = line.batch if self.promises else round(self.arrivals.rate(line.now_s) * begun)
+        return begun + self.costs.run_s(min(line.batch, (last - 1) % line.batch + 1 + joining))
+
+    def admit(self, asked: Asked, line: Line) -> float:
+        """The price: seconds until the request will be finished.
+
+        Raises:
+            Overloaded: the queue is full, or the deadline cannot be met; with the time after which the same request
+                will be accepted, its place kept for it.
+        """
+        rows, promises = asked.rows, self.promises
+        done_s = self.done_s(line, line.ahead, rows)
+        deadline_s = self.margin.limit_s(asked.left_s - REPLY_S, self.costs.run_s(line.batch))
+        limit_s = min(deadline_s, self.max_s) if line.waiting else deadline_s
+        full = line.waiting > 0 and (line.waiting + rows > self.max_rows or done_s > self.max_s)
+        fits = not full and done_s <= limit_s
+        if promises:
+            promises.sweep(line.now_s)
+        if not promises:
+            if fits:
+                return done_s
+            raise self._refused(asked, line, limit_s, full)
+        key = asked.key()
+        promise = promises.find(key)
+        if promise is None:
+            if fits and self._to_spare(asked, line, limit_s, done_s):
+                return done_s
+            raise self._refused(asked, line, limit_s, full or done_s <= limit_s)
+        due = promise.due_s - line.now_s <= EARLY_S
+        if due:  # one run's rows beyond the bounds, for the prices are not exact to the run
+            fits = line.waiting + rows <= self.max_rows + line.batch * len(line.ends_s) and done_s <= min(
+                asked.left_s - REPLY_S, self.max_s + self.costs.run_s(line.batch)
+            )
+        if fits and (due or self._to_spare(asked, line, limit_s, done_s)):
+            promises.close(promise, True)
+            return done_s
+        if not due:
+            raise self._overloaded(promise.due_s - line.now_s, full or done_s <= limit_s)
+        # The place is not free yet. It is still the next one, behind others to whom this has happened just now.
+        promises.close(promise, True)
+        pace_s = rows * self.costs.run_s(line.batch) / line.batch / len(line.ends_s)
+        due_s = max(line.now_s + self._retry_s(asked, line, limit_s, 0, 0), self._moved_s + pace_s)
+        self._moved_s = due_s
+        promises.book(key, rows, asked.priority, line.now_s, due_s)
+        raise self._overloaded(due_s - line.now_s, full)
+
+    def _to_spare(self, asked: Asked, line: Line, limit_s: float, done_s: float) -> bool:
+        """Whether a newcomer takes nobody's place, or places that are kept would leave lanes without work."""
+        if line.ahead + asked.rows <= line.batch * len(line.ends_s):
+            return True
+        if line.waiting + asked.rows <= self.max_rows / 2 and done_s <= limit_s / 2:
+            return True
+        kept, before = self.promises.rows(), self.promises.rows(asked.priority)
+        fits = line.waiting + kept + asked.rows <= self.max_rows
+        return fits and self.done_s(line, line.ahead + before, asked.rows) <= limit_s
+
+    def _retry_s(self, asked: Asked, line: Line, limit_s: float, kept: int, before: int) -> float:
+        """Seconds until there is room for the request behind those who were promised theirs.
+
+        Args:
+            kept: rows promised.
+            before: those of them that go before this request.
+        """
+        run_s = self.costs.run_s(line.batch)
+        leave = line.waiting + kept + asked.rows - self.max_rows
+        room_s = begun_s(leave, line.ends_s, run_s, line.batch) if leave > 0 else 0.0
+        ahead = line.ahead + before
+        idle_s = begun_s(ahead + 1, line.ends_s, run_s, line.batch)  # an idle lane refuses nobody
+        late_s = self.done_s(line, ahead, asked.rows) - limit_s
+        return max(0.0, room_s, min(late_s, idle_s)) * (1 + HEADROOM) + HEADROOM_S
+
+    def _refused(self, asked: Asked, line: Line, limit_s: float, full: bool) -> Overloaded:
+        kept, before = self.promises.rows(PRIORITIES), self.promises.rows(asked.priority)
+        retry_s = self._retry_s(asked, line, limit_s, kept, before)
+        self.promises.book(asked.key(), asked.rows, asked.priority, line.now_s, line.now_s + retry_s)
+        return self._overloaded(retry_s, full)
+
+    def _overloaded(self, retry_s: float, full: bool) -> Overloaded:
+        why = "the queue is full" if full else "the deadline cannot be met"
+        reason = "queue_full" if full else "deadline"
+        return Overloaded(f"{self.name}: {why}; come again in {retry_s:.3f} s", retry_after_s=retry_s, reason=reason)
