@@ -35,6 +35,7 @@ def serve(settings: Settings) -> int:
         port=settings.port,
         http=BoundedConnection,
         loop="auto",  # uvloop where it is installed
+        ws="none",  # no endpoint speaks it, and importing it takes as long as loading a small model
         access_log=False,
         log_config=None,
         server_header=False,

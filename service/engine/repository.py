@@ -16,7 +16,7 @@ from typing import Literal
 from service.engine.batcher import Batcher
 from service.engine.idle import IdleLooks, shrink
 from service.engine.loading import Prepared, prepare
-from service.engine.memory import MemoryStats, memory_stats
+from service.engine.memory import MemoryStats, memory_stats, trim
 from service.engine.options import EngineOptions
 from service.engine.profile import Plan
 from service.engine.recovery import RecoveringSession
@@ -233,6 +233,8 @@ class Repository:
                 except GanymedeError:
                     continue  # kept in `refused`; the others go on
                 loaded.append(one.ref)
+            if loaded:
+                await asyncio.to_thread(trim)  # what reading and measuring took is free again
             return loaded
 
     async def load(self, name: str, version: int | None = None) -> LoadedModel:
