@@ -134,3 +134,41 @@ async def test_while_draining_answers_end_their_connections(client):
     assert "connection" not in (await client.get("/livez")).headers
     client.parts.draining = True
     assert (await client.get("/livez")).headers["connection"] == "close"
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+async def test_a_trace_is_taken_up_in_the_answer_and_the_log(client, caplog):
+    with caplog.at_level(logging.INFO, logger="ganymede.access"):
+        answer = await client.get("/livez", headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
+    version, trace, span, flags = answer.headers["traceparent"].split("-")
+    assert (version, trace, flags) == ("00", TRACE, "01")
+    assert span != "b7ad6b7169203331", "this server's own span"
+    fields = caplog.records[-1].fields
+    assert (fields["trace_id"], fields["span_id"]) == (trace, span)
+
+
+async def test_a_later_version_of_the_header_is_read_as_the_first(client):
+    given = f"cc-{TRACE}-b7ad6b7169203331-01-what-the-future-will-bring"
+    assert (await client.get("/livez", headers={"traceparent": given})).headers["traceparent"].startswith(f"00-{TRACE}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        TRACE,
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-b7ad6b7169203331-01",
+        f"00-{TRACE.upper()}-b7ad6b7169203331-01",
+        f"00-{TRACE}-b7ad6b7169203331",
+    ],
+)
+async def test_a_trace_that_breaks_the_standard_is_begun_anew(client, given):
+    traces = [
+        (await client.get("/livez", headers={"traceparent": given})).headers["traceparent"].split("-")[1]
+        for _ in range(2)
+    ]
+    assert TRACE not in traces and len(set(traces)) == 2 and all(len(trace) == 32 for trace in traces)

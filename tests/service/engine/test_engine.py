@@ -558,3 +558,35 @@ async def test_a_task_that_is_not_served(tmp_path):
         with pytest.raises(TaskNotServed) as error:
             await engine.generate("copy")
         assert error.value.field == "model" and error.value.allowed == ["tiny"]
+
+
+async def test_equal_seeded_requests_under_way_run_once(tiny_models):
+    async with Engine(options(tiny_models, lanes=1, max_batch=4)) as engine:
+        asked = [engine.generate("tiny-rgb", seeds=[3, 4], truncation=0.5) for _ in range(20)]
+        drawn = await asyncio.gather(*asked, engine.generate("tiny-rgb", seeds=[3, 5], truncation=0.5))
+        stats = engine.stats()["tiny-rgb@1"]
+    assert stats.rows_total == 4, "two pictures for twenty, two for the one that asked for others"
+    assert sorted(one.coalesced for one in drawn) == [False] * 2 + [True] * 19
+    for one in drawn[:20]:
+        assert np.array_equal(one.images, drawn[0].images)
+        assert one.timings.queue_s >= 0 and one.timings.run_s >= 0
+    assert not np.array_equal(drawn[20].images, drawn[0].images)
+
+
+async def test_drawn_seeds_and_given_latents_are_never_coalesced(tiny_models):
+    async with Engine(options(tiny_models, lanes=1, max_batch=4)) as engine:
+        z = np.zeros((1, 8), np.float32)
+        asked = [engine.generate("tiny-rgb", latents=z) for _ in range(3)]
+        drawn = await asyncio.gather(*asked, *(engine.generate("tiny-rgb", count=1) for _ in range(3)))
+        assert engine.stats()["tiny-rgb@1"].rows_total == 6
+    assert not any(one.coalesced for one in drawn)
+
+
+async def test_a_follower_draws_for_itself_when_the_first_leaves(tiny_models):
+    async with Engine(options(tiny_models, lanes=1, max_batch=4)) as engine:
+        first, second = (asyncio.create_task(engine.generate("tiny-rgb", seeds=[9])) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert np.array_equal((await second).images[0], alone(tiny_models, "tiny-rgb@1", 9, None, 1.0))
+        with pytest.raises(asyncio.CancelledError):
+            await first
