@@ -62,21 +62,21 @@ def read_contents(path: Path) -> Contents:
 
 
 def _model(view: memoryview, contents: Contents) -> None:
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if isinstance(value, int):
             continue
         if number == 7:  # graph
             _graph(value, contents, 0)
         elif number == 8:  # opset_import
-            named = dict(_fields(value))
+            named = dict(fields(value))
             version = named.get(2, 0)
-            domain = _text(named.get(1))
+            domain = text_of(named.get(1))
             contents.opsets["" if domain == "ai.onnx" else domain] = version if isinstance(version, int) else 0
         elif number == 25:  # functions
             texts = {1: "", 10: ""}
-            for inner, part in _fields(value):
+            for inner, part in fields(value):
                 if inner in texts:
-                    texts[inner] = _text(part)
+                    texts[inner] = text_of(part)
                 elif inner == 7 and not isinstance(part, int):
                     _node(part, contents, 0)
             contents.functions.add((texts[10], texts[1]))
@@ -85,7 +85,7 @@ def _model(view: memoryview, contents: Contents) -> None:
 def _graph(view: memoryview, contents: Contents, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError("nests graphs too deep")
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if isinstance(value, int):
             continue
         if number == 1:
@@ -96,13 +96,13 @@ def _graph(view: memoryview, contents: Contents, depth: int) -> None:
 
 def _node(view: memoryview, contents: Contents, depth: int) -> None:
     kind = domain = ""
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 4:
-            kind = _text(value)
+            kind = text_of(value)
         elif number == 7:
-            domain = _text(value)
+            domain = text_of(value)
         elif number == 5 and not isinstance(value, int):  # attribute
-            for inner, part in _fields(value):
+            for inner, part in fields(value):
                 if inner in (6, 11) and not isinstance(part, int):
                     _graph(part, contents, depth + 1)
                 elif inner in (5, 10) and not isinstance(part, int):
@@ -111,24 +111,24 @@ def _node(view: memoryview, contents: Contents, depth: int) -> None:
 
 
 def _tensor(view: memoryview, contents: Contents) -> None:
-    contents.external |= any(number == 14 and value == 1 for number, value in _fields(view))
+    contents.external |= any(number == 14 and value == 1 for number, value in fields(view))
 
 
-def _text(value: "memoryview | int | None") -> str:
+def text_of(value: "memoryview | int | None") -> str:
     return bytes(value).decode() if isinstance(value, memoryview) else ""
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, "memoryview | int"]]:
+def fields(view: memoryview) -> Iterator[tuple[int, "memoryview | int"]]:
     """A message's fields: (number, varint or bytes); fixed-width ones are skipped."""
     at = 0
     while at < len(view):
-        key, at = _varint(view, at)
+        key, at = varint(view, at)
         number, wire = key >> 3, key & 7
         if wire == 0:
-            value, at = _varint(view, at)
+            value, at = varint(view, at)
             yield number, value
         elif wire == 2:
-            size, at = _varint(view, at)
+            size, at = varint(view, at)
             if at + size > len(view):
                 raise ValueError("ends in the middle of a field")
             yield number, view[at : at + size]
@@ -139,7 +139,7 @@ def _fields(view: memoryview) -> Iterator[tuple[int, "memoryview | int"]]:
             raise ValueError(f"is not ONNX: wire type {wire}")
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def varint(view: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(view):
