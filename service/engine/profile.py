@@ -70,10 +70,9 @@ class Plan:
     devices: tuple[int, ...] = (0,)
 
     def __str__(self) -> str:
-        count = len(self.devices)
-        where = (
-            "" if self.devices == (0,) else f" on each of {count} devices" if count > 1 else f" on {self.devices[0]}"
-        )
+        numbers = ", ".join(map(str, self.devices))
+        where = f" on each of the devices {numbers}" if len(self.devices) > 1 else f" on device {numbers}"
+        where = "" if self.devices == (0,) else where
         lanes = f"{self.lanes} {'lane' if self.lanes == 1 else 'lanes'} of {self.threads} "
         lanes += f"{'thread' if self.threads == 1 else 'threads'}{where}"
         rows = f"runs of up to {self.max_batch} rows" if self.rows_independent else "one row a run"

@@ -120,7 +120,7 @@ def _named(name: str, version: int | None) -> tuple[str, int | None]:
     name, pinned, own = name.partition("@")
     if not pinned:
         return name, version
-    if not _VERSION.fullmatch(own) or version not in (None, int(own)):
+    if not name or not _VERSION.fullmatch(own) or version not in (None, int(own)):
         raise UnknownModel(f"model: {name}@{own} is no version of a model, such as {name or 'name'}@1", field="model")
     return name, int(own)
 

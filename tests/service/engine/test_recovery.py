@@ -1,6 +1,7 @@
 """Lack of memory, injected through the session's seam and once for real: every step, and no row is lost."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import weakref
@@ -10,9 +11,11 @@ import pytest
 from fakesession import FakeSession, answers, rows
 from hanggraph import LIMIT, greedy_session
 
+from service.engine import batcher as batching
+from service.engine import session as sessions
 from service.engine.batcher import Batcher, BatchPolicy
 from service.engine.lanes import run_parts
-from service.engine.recovery import REBUILDS, RecoveringSession, out_of_memory
+from service.engine.recovery import FORGIVE_RUNS, GROW_RUNS, NOTES, REBUILDS, RecoveringSession, out_of_memory
 from service.engine.session import Watch
 from service.errors import RunFailed
 
@@ -192,3 +195,165 @@ def test_onnxruntimes_own_words_are_understood(tmp_path):
 def test_what_is_no_lack_of_memory():
     assert not out_of_memory(RunFailed("Invalid rank for input: z")) and not out_of_memory(None)
     assert out_of_memory(MemoryError())
+
+
+class TestGrowingAgain:
+    """After enough good runs as large as the cap, more is tried; what does not fit costs nobody anything."""
+
+    def grow(self, session):
+        """Runs as large as the cap until it changes; how many it took."""
+        cap, count = session.max_rows, 0
+        while session.max_rows == cap:
+            check(session, cap)
+            count += 1
+        return count
+
+    def test_the_cap_doubles_until_what_failed_fits_again(self):
+        tight = Tight(1)
+        session = RecoveringSession(tight, Maker(), model="m@1")
+        check(session, 8)
+        assert session.max_rows == 1
+        tight.room = 8  # another process has ended
+        self.grow(session)  # the eight single rows counted
+        assert session.max_rows == 2 and self.grow(session) == GROW_RUNS
+        assert session.max_rows == 4 and self.grow(session) == GROW_RUNS
+        assert session.max_rows is None
+        tight.batches.clear()
+        check(session, 8)
+        assert tight.batches == [list(range(8))], "whole again"
+
+    def test_runs_below_the_cap_prove_nothing(self):
+        session = RecoveringSession(Tight(4), Maker(), model="m@1")
+        check(session, 8)
+        for _ in range(3 * GROW_RUNS):
+            check(session, 3)
+        assert session.max_rows == 4
+
+    def test_a_try_that_fails_loses_no_row_and_the_next_comes_later(self):
+        tight = Tight(4)
+        session = RecoveringSession(tight, Maker(), model="m@1")
+        check(session, 8)
+        first = self.grow(session)
+        assert session.max_rows is None
+        check(session, 8)
+        assert session.max_rows == 4, "it did not fit"
+        assert self.grow(session) == 4 * GROW_RUNS - 2 == 4 * (first + 2) - 2, "but for the two halves of each try"
+
+    def test_sessions_made_anew_long_ago_do_not_count(self):
+        made = [Tight(8) for _ in range(REBUILDS + 1)]
+        make = Maker(*made)
+        session = RecoveringSession(Tight(8, lacking=1), make, model="m@1")
+        for each in made[:-1]:
+            check(session, 1)
+            check(session, 1)
+            each.lacking = 1 if each is not made[-2] else 0
+        for _ in range(FORGIVE_RUNS):
+            check(session, 1)
+        made[-2].lacking = 1
+        check(session, 1)
+        assert session.provider == "cuda" and make.asked == [False] * (REBUILDS + 1)
+
+    def test_notes_do_not_grow_for_ever(self):
+        tight = Tight(1)
+        session = RecoveringSession(tight, Maker(), model="m@1")
+        for rows_ in range(2 * NOTES + 2, 2, -1):
+            session.max_rows = None
+            check(session, rows_)
+        assert len(session.notes) == NOTES
+
+
+class Deaf(Tight):
+    """A run with a negative number waits until the test lets it go, whatever its watch says."""
+
+    def __init__(self):
+        super().__init__(8)
+        self.release, self.inside = threading.Event(), threading.Event()
+
+    def run(self, inputs, watch=None):
+        if (inputs["x"] < 0).any():
+            self.inside.set()
+            self.release.wait()
+            raise RunFailed("let go")
+        return super().run(inputs, watch)
+
+
+def hang(session, deaf):
+    """A lane that does not come back; its watch and its thread."""
+    watch = Watch()
+
+    def lane():
+        with contextlib.suppress(RunFailed):
+            session.run(rows([-1]), watch)
+
+    thread = threading.Thread(target=lane, daemon=True)
+    thread.start()
+    assert deaf.inside.wait(10)
+    return watch, thread
+
+
+def test_after_a_lane_was_given_up_the_next_run_has_a_session_of_its_own():
+    deaf, fresh = Deaf(), Tight(8)
+    make = Maker(fresh)
+    session = RecoveringSession(deaf, make, model="m@1")
+    watch, thread = hang(session, deaf)
+    check(session, 1)
+    assert make.asked == [], "it may only be slow"
+    watch.terminate()
+    watch.abandoned = True
+    deaf.release.set()
+    thread.join()
+    check(session, 2)
+    assert make.asked == [], "it came back"
+
+
+def test_a_session_in_which_a_lane_was_given_up_is_made_anew_once():
+    deaf, fresh = Deaf(), Tight(8)
+    make = Maker(fresh)
+    session = RecoveringSession(deaf, make, model="m@1")
+    watch, thread = hang(session, deaf)
+    watch.abandoned = True
+    check(session, 1)
+    check(session, 2)
+    assert make.asked == [False] and deaf.batches == [] and len(fresh.batches) == 2
+    assert session.notes == ("a run never came back, session made anew",)
+    deaf.release.set()
+    thread.join()
+    check(session, 2)
+    assert make.asked == [False]
+
+
+def test_a_session_that_answered_others_meanwhile_is_kept():
+    deaf = Deaf()
+    make = Maker()
+    session = RecoveringSession(deaf, make, model="m@1")
+    watch, thread = hang(session, deaf)
+    check(session, 2)  # another lane
+    watch.abandoned = True
+    check(session, 3)
+    assert make.asked == [] and len(deaf.batches) == 2
+    deaf.release.set()
+    thread.join()
+
+
+async def test_the_batcher_says_which_runs_it_gave_up(monkeypatch):
+    monkeypatch.setattr(batching, "TERMINATE_S", 0.1)
+    deaf, fresh = Deaf(), Tight(8)
+    make = Maker(fresh)
+    session = RecoveringSession(deaf, make, model="m@1")
+    batcher = Batcher([session], BatchPolicy(8), row_s=0.001, run_timeout_s=0.3, name="m@1")
+    with pytest.raises(RunFailed):
+        await batcher.submit(rows([-1]))
+    assert (await batcher.submit(rows([4]))).outputs["y"][0, 0] == 9
+    assert make.asked == [False] and fresh.batches == [[4.0]]
+    deaf.release.set()
+    await batcher.close()
+
+
+def test_a_session_that_is_made_during_a_run_is_not_waited_for_for_ever(monkeypatch):
+    watch = Watch()
+    assert not watch.loading
+    watch.loading = True
+    assert watch.loading
+    later_s = sessions.time.monotonic() + sessions.LOADING_S + 1
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: later_s)
+    assert not watch.loading
