@@ -92,7 +92,8 @@ def quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
 
 def field_of(request: Request, name: str) -> str | None:
     """A list-valued header, its lines joined (RFC 9110, 5.3); None if it is absent."""
-    lines = request.headers.getlist(name)
+    wanted = name.lower().encode("latin-1")
+    lines = [value.decode("latin-1") for key, value in request.scope["headers"] if key == wanted]
     return ", ".join(lines) if lines else None
 
 

@@ -309,9 +309,11 @@ def _summary(model: "ModelInfo") -> dict[str, Any]:
 
 
 def _header(request: Request, name: str, low: int, high: int) -> int | None:
-    text = request.headers.get(name)
-    if text is None:
+    wanted = name.lower().encode("ascii")
+    raw = next((value for key, value in request.scope["headers"] if key == wanted), None)
+    if raw is None:
         return None
+    text = raw.decode("latin-1")
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
         raise InvalidRequest(f"{name} is {shown(text)}, must be a whole number from {low} to {high}", field=name)
     return int(text)
