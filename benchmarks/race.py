@@ -87,7 +87,17 @@ def _file(name: str) -> Callable[[str, Path, int], Sequence[str]]:
 
 
 def _bento(service: str) -> Callable[[str, Path, int], Sequence[str]]:
-    serve = ["-m", "bentoml", "serve", f"with_bentoml:{service}", "--host", "127.0.0.1", "--port"]
+    serve = [
+        "-m",
+        "bentoml",
+        "serve",
+        f"with_bentoml:{service}",
+        "--host",
+        "127.0.0.1",
+        "--timeout-keep-alive",
+        "75",
+        "--port",
+    ]
     return lambda python, models, port: [python, *serve, str(port)]
 
 
@@ -102,7 +112,13 @@ RACERS = (
     Racer("Ray Serve", "Ray Serve", True, _file("with_ray.py"), ALONE, "ray"),
     Racer("Ray Serve", "Ray Serve, batching", True, _file("with_ray.py"), BATCHED, "ray"),
 )
-QUIET = {"DO_NOT_TRACK": "1", "BENTOML_DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+# Nobody reports usage; a start on a busy machine gets its time.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "BENTOML_DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
 
 
 def main() -> None:
