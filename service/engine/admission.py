@@ -13,8 +13,9 @@ from service.errors import Overloaded
 
 REPLY_S = 0.005
 """Seconds of a deadline that are left for encoding and writing the answer."""
-HEADROOM, HEADROOM_S = 0.03, 0.005
-"""Clients are told to come this much later than their place is expected to be free, as a share and in seconds."""
+HEADROOM, HEADROOM_RUN, HEADROOM_S = 0.03, 0.25, 0.03
+"""Clients are told to come later than their place is expected to be free: by a share of the wait, and by a share of a
+run but no more than so many seconds."""
 EARLY_S = 0.005
 """Whoever comes back so much before the time is on time: clocks and timers are no better."""
 
@@ -101,10 +102,10 @@ class Gate:
                 return done_s
             raise self._refused(asked, line, limit_s, full or done_s <= limit_s)
         due = promise.due_s - line.now_s <= EARLY_S
-        if due:  # one run's rows beyond the bounds, for the prices are not exact to the run
-            fits = line.waiting + rows <= self.max_rows + line.batch * len(line.ends_s) and done_s <= min(
-                asked.left_s - REPLY_S, self.max_s + self.costs.run_s(line.batch)
-            )
+        if due:  # half of the margin and a run's rows to spare: prices are not exact to the run
+            most = self.max_rows + line.batch * len(line.ends_s)
+            longest_s = min((deadline_s + asked.left_s - REPLY_S) / 2, self.max_s + self.costs.run_s(line.batch))
+            fits = line.waiting + rows <= most and done_s <= longest_s
         if fits and (due or self._to_spare(asked, line, limit_s, done_s)):
             promises.close(promise, True)
             return done_s
@@ -120,11 +121,13 @@ class Gate:
 
     def _to_spare(self, asked: Asked, line: Line, limit_s: float, done_s: float) -> bool:
         """Whether a newcomer takes nobody's place, or places that are kept would leave lanes without work."""
-        if line.ahead + asked.rows <= line.batch * len(line.ends_s):
+        kept, before = self.promises.rows(), self.promises.rows(asked.priority)
+        a_run_each = line.batch * len(line.ends_s)
+        soon = min(kept, a_run_each * line.ends_s[0] / self.costs.run_s(line.batch))  # come before a lane is free
+        if line.ahead + soon + asked.rows <= a_run_each:
             return True
         if line.waiting + asked.rows <= self.max_rows / 2 and done_s <= limit_s / 2:
             return True
-        kept, before = self.promises.rows(), self.promises.rows(asked.priority)
         fits = line.waiting + kept + asked.rows <= self.max_rows
         return fits and self.done_s(line, line.ahead + before, asked.rows) <= limit_s
 
@@ -141,7 +144,7 @@ class Gate:
         ahead = line.ahead + before
         idle_s = begun_s(ahead + 1, line.ends_s, run_s, line.batch)  # an idle lane refuses nobody
         late_s = self.done_s(line, ahead, asked.rows) - limit_s
-        return max(0.0, room_s, min(late_s, idle_s)) * (1 + HEADROOM) + HEADROOM_S
+        return max(0.0, room_s, min(late_s, idle_s)) * (1 + HEADROOM) + min(HEADROOM_RUN * run_s, HEADROOM_S)
 
     def _refused(self, asked: Asked, line: Line, limit_s: float, full: bool) -> Overloaded:
         kept, before = self.promises.rows(PRIORITIES), self.promises.rows(asked.priority)

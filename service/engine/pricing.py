@@ -20,9 +20,9 @@ SLOWEST, FASTEST = 0.02, 0.3
 ARRIVALS_S = 0.25
 """Seconds over which arrivals are averaged: what matters is who else will ride in the next run."""
 
-MARGIN_ENTRIES, MARGIN_LATE, MARGIN_EVERY = 128, 2, 8
-"""The margin is such that of so many last entries so few finished later than their price and it; looked at anew after
-each so many."""
+MARGIN_ENTRIES, MARGIN_EVERY = 256, 8
+"""The margin is such that of so many last entries none finished later than its price and it; looked at anew after each
+so many."""
 MARGINS = (0.05, 1.0)
 """Least and most of it; in standard deviations of a wait in which each run takes its time or none of it."""
 
@@ -119,7 +119,7 @@ class Margin:
     """
 
     def __init__(self) -> None:
-        self.errors = 0.2
+        self.errors = 0.35
         self._beyond: deque[float] = deque(maxlen=MARGIN_ENTRIES)
         self._observed = 0
 
@@ -129,11 +129,16 @@ class Margin:
         return (math.sqrt(seconds + spread * spread) - spread) ** 2 if 0 < seconds < math.inf else seconds
 
     def observe(self, priced_s: float, took_s: float, run_s: float) -> None:
-        """An entry that was priced has finished, or ran out of time."""
+        """An entry that was priced has finished, or ran out of time.
+
+        Waits of a run or two say little: much of them is who else comes to ride along.
+        """
+        if priced_s < 2 * run_s:
+            return
         self._beyond.append((took_s - priced_s) / math.sqrt(priced_s * run_s))
         self._observed += 1
-        if self._observed % MARGIN_EVERY == 0 and len(self._beyond) >= MARGIN_ENTRIES // 4:
-            self.errors = min(MARGINS[1], max(MARGINS[0], sorted(self._beyond)[-MARGIN_LATE]))
+        if self._observed % MARGIN_EVERY == 0 and len(self._beyond) >= MARGIN_ENTRIES // 8:
+            self.errors = min(MARGINS[1], max(MARGINS[0], max(self._beyond)))
 
 
 @dataclass(eq=False, slots=True)
