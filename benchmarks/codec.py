@@ -36,8 +36,7 @@ PHOTOS_PACKAGE = "endless-sky-high-dpi*.deb"
 PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
 BYTES_A_SIZE = 3 << 20
 """So many raw bytes of each size are drawn, of at least 4 and at most 24 pictures."""
-ROUNDS = 15
-ROUND_BYTES = 1 << 18
+ROUND_BYTES = 1 << 17
 """A round encodes pictures again until it has done so many raw bytes: shorter ones would drown in the clock's steps."""
 
 PNG_COLUMNS = ("pictures", "px", "Pillow us", "ours us", "CPU ratio", "Pillow bytes", "our bytes", "size ratio", "goal")
@@ -50,13 +49,14 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--photos", type=Path, help="a folder of photographs; else those of `training data landscapes`")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES_PX), help="pixels (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="medians are over so many (default: %(default)s)")
     parser.add_argument("--append", type=Path, help="a Markdown file to append the tables to")
     arguments = parser.parse_args()
     png, lossy = [], []
     for name, pictures in every_set(arguments.models, arguments.photos, arguments.sizes):
         height, width = pictures[0].shape[:2]
         size = f"{width}" if width == height else f"{width} x {height}"
-        row, lossy_row = compared(pictures)
+        row, lossy_row = compared(pictures, arguments.rounds)
         png.append([name, size, *row])
         lossy.append([name, size, *lossy_row])
     met = sum(row[-1] == "met" for row in png)
@@ -149,7 +149,7 @@ def grid(drawn: npt.NDArray[np.uint8], size: int, number: int) -> npt.NDArray[np
     return np.ascontiguousarray(compose_grid(drawn[chosen], columns)[:size, :size])
 
 
-def compared(pictures: Pictures) -> tuple[list[str], list[str]]:
+def compared(pictures: Pictures, rounds: int) -> tuple[list[str], list[str]]:
     """The cells of both tables for one set of pictures."""
     writers: dict[str, Callable[[npt.NDArray[np.uint8]], bytes]] = {
         "pillow": by_pillow,
@@ -157,10 +157,10 @@ def compared(pictures: Pictures) -> tuple[list[str], list[str]]:
         "jpeg": lambda image: encode(image, "jpeg"),
         "webp": lambda image: encode(image, "webp"),
     }
-    rounds = cpu_us(writers, pictures)
-    spent_us = {name: float(np.median(taken)) for name, taken in rounds.items()}
+    taken_us = cpu_us(writers, pictures, rounds)
+    spent_us = {name: float(np.median(taken)) for name, taken in taken_us.items()}
     size = {name: float(np.mean([len(write(image)) for image in pictures])) for name, write in writers.items()}
-    cpu_ratio = float(np.median(np.divide(rounds["pillow"], rounds["png"])))
+    cpu_ratio = float(np.median(np.divide(taken_us["pillow"], taken_us["png"])))
     size_ratio = size["png"] / size["pillow"]
     goal = "" if min(pictures[0].shape[:2]) < GOAL_FROM_PX else "missed"
     if goal and cpu_ratio >= CPU_GOAL and size_ratio <= SIZE_GOAL:
@@ -171,18 +171,18 @@ def compared(pictures: Pictures) -> tuple[list[str], list[str]]:
     return row, [f"{spent_us[name]:.0f}" for name in names] + [f"{size[name]:.0f}" for name in names]
 
 
-def cpu_us(writers: dict[str, Callable[..., bytes]], pictures: Pictures) -> dict[str, list[float]]:
+def cpu_us(writers: dict[str, Callable[..., bytes]], pictures: Pictures, rounds: int) -> dict[str, list[float]]:
     """CPU microseconds of one picture by each writer, in each round."""
     repeats = max(1, ROUND_BYTES // sum(image.size for image in pictures))
-    rounds: dict[str, list[float]] = {name: [] for name in writers}
-    for _ in range(ROUNDS):
+    taken_us: dict[str, list[float]] = {name: [] for name in writers}
+    for _ in range(rounds):
         for name, write in writers.items():
             began = time.process_time()
             for _ in range(repeats):
                 for image in pictures:
                     write(image)
-            rounds[name].append((time.process_time() - began) / (repeats * len(pictures)) * 1e6)
-    return rounds
+            taken_us[name].append((time.process_time() - began) / (repeats * len(pictures)) * 1e6)
+    return taken_us
 
 
 def by_pillow(image: npt.NDArray[np.uint8]) -> bytes:

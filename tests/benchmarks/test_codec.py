@@ -18,7 +18,7 @@ def test_every_set_has_its_row(tiny_models, tmp_path):
         pixels = np.random.RandomState(number).randint(0, 256, (90, 120, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(photos / f"{number}.png")
     command = [sys.executable, "benchmarks/codec.py", "--models", str(tiny_models), "--photos", str(photos)]
-    command += ["--sizes", "64", "128", "--append", str(out)]
+    command += ["--sizes", "64", "128", "--rounds", "1", "--append", str(out)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.read_text().splitlines()]
     png = [row for row in rows if len(row) == 9 and row[0] not in ("pictures", "---")]
