@@ -16,6 +16,7 @@ from PIL import Image
 from tinymodels import write_tiny
 
 from service.engine.engine import Engine, EngineOptions
+from service.engine.idle import shrink
 from service.engine.recovery import RecoveringSession
 from service.engine.session import IMAGE_LEVELS, IMAGE_SHARE, OrtSession, check_golden
 from service.errors import RunFailed
@@ -82,6 +83,23 @@ def test_pixels_are_the_cpus_in_any_batch(models, rows):
     assert_same_picture(together, cpu.run({"z": z[:rows]})["image"])
     alone = device.run({"z": z[rows - 1 : rows]})["image"]
     np.testing.assert_array_equal(together[-1:], alone)
+
+
+def test_an_idle_session_gives_back_what_it_can_and_draws_the_same(models):
+    """The provider has no arena on the device that could shrink; what is on the CPU does, and nothing else changes."""
+    session, golden = session_of(models / "tiny-rgb" / "1")
+    recovering = RecoveringSession(session, lambda on_cpu: session, model="tiny-rgb@1")
+    before = recovering.run({"z": golden["z"]})["image"]
+    assert shrink([recovering], {"z": golden["z"][:1]}) is not None
+    np.testing.assert_array_equal(recovering.run({"z": golden["z"]})["image"], before)
+
+
+async def test_the_device_is_the_one_that_the_provider_picks(models):
+    """ONNX Runtime cannot be told another one, so what is asked is for NVIDIA devices alone."""
+    options = EngineOptions(models=models, poll_models_s=None, devices=(3,), profile_s=0)
+    async with Engine(options) as engine:
+        info = engine.model("tiny-rgb")
+        assert engine.refused == {} and info.providers == ("webgpu",) and info.plan.devices == (0,)
 
 
 if SHIPPED:  # a fresh clone without models has no such test, rather than one that is skipped
