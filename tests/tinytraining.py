@@ -18,7 +18,10 @@ from training.trainer import Trainer, TrainOptions
 torch.set_num_threads(1)
 
 SIDE, CLASSES = 8, 3
-PAIRS = [(family, recipe) for family in FAMILIES for recipe in ("paper", "modern")]
+# Families that draw images from latents; those that map images to images have tests of their own.
+PAIRS = [
+    (name, recipe) for name, family in FAMILIES.items() if family.pairing == "none" for recipe in ("paper", "modern")
+]
 
 
 def shrunk(family: str, recipe: str | Recipe = "modern", **changes) -> Recipe:

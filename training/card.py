@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from service.manifest import Task
 from training.recipe import Recipe
 
 
 def render(
     name: str, facts: Mapping[str, Any], recipe: Recipe, paper: str, images_seen: int, seconds: float,
-    evaluation: Mapping[str, Any] | None,
+    evaluation: Mapping[str, Any] | None, *, task: Task = Task.GENERATE,
 ) -> str:  # fmt: skip
     """CARD.md of one model, Markdown.
 
@@ -20,6 +21,7 @@ def render(
         images_seen: real images shown in training.
         seconds: wall-clock time of the training loop.
         evaluation: evaluation.json of the same weights, or None when there is none.
+        task: what the model serves.
     """
     data = facts["data"]
     device = facts.get("device", "cpu")
@@ -33,10 +35,9 @@ def render(
         "",
         "![samples](samples.png)",
         "",
-        "Seeds from 0 on, in order, none left out" + (", one row per class." if recipe.classes else "."),
+        _caption(task, recipe),
         "",
-        f"- **Draws**: {recipe.size} x {recipe.size} px, {'grey' if recipe.channels == 1 else 'RGB'}"
-        + (f", {recipe.classes} classes: {', '.join(data['classes'])}." if recipe.classes else ", unconditional."),
+        f"- **{_does(task, recipe, data)}",
         f"- **Family**: {facts['family']}, recipe `{recipe.name}`, objective `{recipe.objective}`. {paper}.",
         f"- **Training data**: {data['name']}, {data['train']:,} images ({data['license']}); "
         f"{data['test']:,} held out.",
@@ -49,28 +50,51 @@ def render(
         "",
     ]
     lines += _evaluation(evaluation)
-    lines += ["", "## Limits", "", *(f"- {limit}" for limit in _limits(data, recipe))]
+    lines += ["", "## Limits", "", *(f"- {limit}" for limit in _limits(data, recipe, task))]
     if recipe.notes:
         lines += ["", "## Departures from the paper", ""]
         lines += [f"- {what}: {why}" for what, why in recipe.notes.items()]
     return "\n".join(lines) + "\n"
 
 
+def _caption(task: Task, recipe: Recipe) -> str:
+    if task is not Task.GENERATE:
+        return "Held-out images in a fixed random order, none left out: input, output, target, from left to right."
+    return "Seeds from 0 on, in order, none left out" + (", one row per class." if recipe.classes else ".")
+
+
+def _does(task: Task, recipe: Recipe, data: Mapping[str, Any]) -> str:
+    if task is Task.UPSCALE:
+        return f"Enlarges** RGB images of any size by {recipe.scale}; trained on inputs made by `{recipe.degradation}`."
+    if task is Task.TRANSLATE:
+        made = f"trained on pairs made by `{recipe.degradation}`" if recipe.degradation else "trained on given images"
+        return f"Translates** RGB images of any size; {made}."
+    kind = "grey" if recipe.channels == 1 else "RGB"
+    classes = f"{recipe.classes} classes: {', '.join(data['classes'])}" if recipe.classes else "unconditional"
+    return f"Draws**: {recipe.size} x {recipe.size} px, {kind}, {classes}."
+
+
 def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     if evaluation is None:
         return ["Not evaluated. `python -m training evaluate --run DIR` does it; export again afterwards."]
     return [
-        f"On held-out images, {evaluation['samples']:,} samples at truncation 1, all rows in one run:",
+        f"On held-out images, {evaluation['samples']:,} samples"
+        + (", all rows in one run:" if "tables" in evaluation else " at truncation 1, all rows in one run:"),
         "",
         str(evaluation["table"]).strip(),
     ]
 
 
-def _limits(data: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    limits = [
-        f"It knows what {data['name']} shows and nothing else; its mistakes and gaps are that set's.",
-        f"{recipe.size} px is its only size; enlarging shows the pixels.",
-    ]
-    if data["name"] == "faces":
+def _limits(data: Mapping[str, Any], recipe: Recipe, task: Task) -> list[str]:
+    limits = [f"It knows what {data['name']} shows and nothing else; its mistakes and gaps are that set's."]
+    if task is Task.GENERATE:
+        limits.append(f"{recipe.size} px is its only size; enlarging shows the pixels.")
+    else:
+        limits.append(f"It was trained on crops of {recipe.size} px; what needs a wider view it cannot know.")
+    if recipe.degradation == "night":
+        limits.append(
+            "Its nights are made by a rule from photographs by day, for lack of pairs; they are no real nights."
+        )
+    if data["name"].split(",")[0] == "faces":
         limits.append("The faces are drawings put together from one artist's parts, not photographs of people.")
     return limits

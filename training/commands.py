@@ -16,16 +16,20 @@ import torch
 from service.errors import GanymedeError
 from training import checkpoint
 from training import export as exporting
-from training.datasets import DataError, DataReport, ImageSet, load
+from training.datasets import DataError, ImageSet, PairSet, load
 from training.families import FAMILIES
 from training.family import Family
+from training.features import FeaturesUnavailable
 from training.losses import OBJECTIVES, with_objective
 from training.monitors.blow_up import BlowUp
+from training.pairruns import evaluate_pairs, pair_trainer, say_report
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
 from training.trainer import Trainer, TrainOptions, generate, source_commit
 
-EXPECTED = (RecipeError, DataError, GanymedeError, checkpoint.CheckpointError, exporting.ExportError)
+EXPECTED = (
+    RecipeError, DataError, GanymedeError, checkpoint.CheckpointError, exporting.ExportError, FeaturesUnavailable
+)  # fmt: skip
 """Errors of input: shown as one line, without a traceback."""
 
 
@@ -48,7 +52,9 @@ def families(argv: Sequence[str]) -> int:
     """`python -m training families`: list what there is."""
     argparse.ArgumentParser(prog="python -m training families").parse_args(argv)
     for family in FAMILIES.values():
-        print(f"{family.name:<10} {family.paper}{'  (needs labels)' if family.conditional else ''}")
+        needs = {"none": "needs labels" if family.conditional else "", "paired": "needs pairs, or makes them"}
+        about = needs.get(family.pairing, "needs two sets")
+        print(f"{family.name:<10} {family.paper}{f'  ({about})' if about else ''}")
         for name, recipe in family.recipes.items():
             label = f"{recipe.size} px, {recipe.objective}, {recipe.total_kimg:.0f} kimg, batch {recipe.batch_size}"
             print(f"    {name:<8} {label}")
@@ -66,22 +72,17 @@ def _train(argv: Sequence[str]) -> int:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise RecipeError(f"--device is {args.device!r}, but torch sees no CUDA device here: use cpu")
     family = _family(args.family)
-    data = load(
-        args.data, size=_recipe(family, args).size, channels=_recipe(family, args).channels,
-        root=Path(args.data_root), strict=args.strict, report=_say_report,
-    )  # fmt: skip
-    recipe = _fitted(_recipe(family, args), family, data)
+    recipe = _recipe(family, args)
+    data: ImageSet | PairSet
     options = TrainOptions(
         seed=args.seed, evaluate_kimg=args.evaluate_kimg, evaluate_samples=args.evaluate_samples,
         snapshot_kimg=args.snapshot_kimg, stop_after_s=args.minutes * 60,
     )  # fmt: skip
-    log = RunLog(directory)
-    labels = data.train_labels if recipe.classes else None
-    trainer = Trainer(
-        family, recipe, data.train, labels, log, options,
-        evaluate=_evaluator(data, options, log) if args.evaluate_kimg > 0 else None,
-        monitors=[BlowUp()], device=args.device,
-    )  # fmt: skip
+    if family.pairing == "none":
+        recipe, data, trainer = _image_trainer(family, recipe, args, options)
+    else:
+        data, trainer = pair_trainer(family, recipe, args, options)
+    log = trainer.log
     if args.resume and last.exists():
         trainer.restore(checkpoint.load(last))
         log.say(f"resumed at {trainer.kimg:.1f} kimg")
@@ -106,6 +107,24 @@ def _train(argv: Sequence[str]) -> int:
     if trainer.stopping:
         log.say(f"stopped at {trainer.kimg:.1f} kimg; go on with --resume")
     return 130 if interrupted else 0
+
+
+def _image_trainer(
+    family: Family, recipe: Recipe, args: argparse.Namespace, options: TrainOptions
+) -> tuple[Recipe, ImageSet, Trainer]:
+    """The recipe with what the data decides, the data, and a trainer of a family that draws images from latents."""
+    data = load(
+        args.data, size=recipe.size, channels=recipe.channels, root=Path(args.data_root), strict=args.strict,
+        report=say_report,
+    )  # fmt: skip
+    recipe = _fitted(recipe, family, data)
+    log = RunLog(Path(args.run))
+    trainer = Trainer(
+        family, recipe, data.train, data.train_labels if recipe.classes else None, log, options,
+        evaluate=_evaluator(data, options, log) if args.evaluate_kimg > 0 else None,
+        monitors=[BlowUp()], device=args.device,
+    )  # fmt: skip
+    return recipe, data, trainer
 
 
 @contextmanager
@@ -169,6 +188,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     run = exporting.read_run(Path(args.run), args.checkpoint)
+    if run.family.pairing != "none":
+        return evaluate_pairs(run, args)
     data = _data_of(run, args)
     count = sample_count(data, args.samples)
     if count <= NEIGHBOURS:
@@ -261,12 +282,13 @@ def _evaluator(
     return Evaluator(data.train, samples=options.evaluate_samples, cache=log.directory / "features")
 
 
-def _facts(family: Family, recipe: Recipe, data: ImageSet, args: argparse.Namespace) -> dict[str, Any]:
+def _facts(family: Family, recipe: Recipe, data: ImageSet | PairSet, args: argparse.Namespace) -> dict[str, Any]:
+    classes = list(data.classes) if isinstance(data, ImageSet) else []
     return {
         "family": family.name,
         "recipe": recipe.to_json(),
         "data": {"name": data.name, "source": args.data, "license": data.license, "fingerprint": data.fingerprint,
-                 "classes": list(data.classes), "train": len(data.train), "test": len(data.test)},
+                 "classes": classes, "train": len(data.train), "test": len(data.test)},
         "seed": args.seed,
         "threads": args.threads,
         "device": args.device,
@@ -280,10 +302,6 @@ def _started_from(directory: Path) -> dict[str, Any] | None:
     path = directory / "recipe.json"
     found: dict[str, Any] | None = json.loads(path.read_text()).get("started_from") if path.is_file() else None
     return found
-
-
-def _say_report(report: DataReport) -> None:
-    print(report.text(), file=sys.stderr)
 
 
 def _guarded(name: str, command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

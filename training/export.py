@@ -29,7 +29,7 @@ from training.families import FAMILIES
 from training.family import ExportSpec, Family, GraphExport
 from training.recipe import Recipe
 from training.runlog import grid
-from training.trainer import generate
+from training.trainer import generate, sheet
 
 OPSET = 20
 PARITY_BATCHES = (1, 3, 8)
@@ -37,8 +37,8 @@ PARITY_SEEDS = 3
 GOLDEN_ROWS = 4
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a float output between torch and onnxruntime, relative to the output's largest value."""
-FREE_SIDE = 32
-"""Side, px, that a symbolic height or width takes in the parity check."""
+FREE_SIDES = ((32, 48), (48, 32), (64, 64))
+"""Heights and widths, px, that symbolic ones take in the parity check, in turn."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -88,7 +88,8 @@ def read_run(directory: Path, which: str = "last") -> TrainedRun:
     nets = family.nets(recipe)
     nets.load_state_dict(state["nets"])
     nets["generator"].load_state_dict(state["ema"])
-    recompute_statistics(nets["generator"], recipe)
+    if family.pairing == "none":
+        recompute_statistics(nets["generator"], recipe)
     nets.eval().requires_grad_(False)
     before = facts.get("started_from") or {"images": 0, "seconds": 0.0}
     return TrainedRun(
@@ -168,7 +169,9 @@ def _export(
         evaluation=tuple(Evaluation(**row) for row in (evaluation or {}).get("metrics", ())),
         license=run.facts["data"]["license"], paper=run.family.paper,
     )  # fmt: skip
-    text = card.render(name, run.facts, run.recipe, run.family.paper, run.images_seen, run.seconds, evaluation)
+    text = card.render(
+        name, run.facts, run.recipe, run.family.paper, run.images_seen, run.seconds, evaluation, task=spec.tasks[0]
+    )
     return write_package(
         root, draft, graphs=graphs, golden=golden, arrays=dict(spec.arrays) or None, card=text,
         samples_png=samples_png(run), version=version,
@@ -284,9 +287,10 @@ def _compare(graph: GraphExport, session: onnxruntime.InferenceSession, inputs: 
 def _example(inputs: Sequence[TensorSpec], rows: int, first_seed: int, classes: int) -> Arrays:
     """Inputs that a server could send: latents of seeds, labels in turn, noise images."""
     random = np.random.RandomState(first_seed)
+    height, width = FREE_SIDES[first_seed // 100 % len(FREE_SIDES)]
     values: Arrays = {}
     for spec in inputs:
-        symbols = {d.split("*")[-1]: FREE_SIDE for d in spec.shape if isinstance(d, str)} | {"batch": rows}
+        symbols = {d.split("*")[-1]: height for d in spec.shape if isinstance(d, str)} | {"width": width, "batch": rows}
         shape = tuple(resolve_dimension(dimension, symbols) for dimension in spec.shape)
         if spec.kind == "label":
             values[spec.name] = np.arange(rows, dtype=np.int64) % classes
@@ -299,14 +303,37 @@ def _example(inputs: Sequence[TensorSpec], rows: int, first_seed: int, classes: 
     return values
 
 
+def read_examples(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The held-out sources and targets that an image-to-image run keeps for its grids and its card.
+
+    Raises:
+        checkpoint.CheckpointError: the run's `examples.npz` is missing or unreadable.
+    """
+    path = directory / "examples.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return kept["sources"], kept["targets"]
+    except (OSError, ValueError, KeyError) as error:
+        raise checkpoint.CheckpointError(f"{path}: unreadable ({error}); `train` writes it") from error
+
+
 def samples_png(run: TrainedRun, columns: int = 10, rows: int = 8) -> bytes:
-    """The grid shown on the card: seeds from 0 on, unselected; a conditional model has one row per class."""
+    """The grid shown on the card: seeds from 0 on, unselected; a conditional model has one row per class.
+
+    An image-to-image model shows held-out inputs, its outputs and the targets.
+    """
+    if run.family.pairing != "none":
+        images, columns = sheet(run.family, run.nets["generator"], run.recipe, *read_examples(run.directory))
+        return _png(grid(images, columns))
     labels = None
     if run.recipe.classes:
         rows = min(run.recipe.classes, 20)
         labels = np.repeat(np.arange(rows, dtype=np.int64), columns)
-    sheet = grid(run.sample(range(rows * columns), labels), columns)
-    picture = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
+    return _png(grid(run.sample(range(rows * columns), labels), columns))
+
+
+def _png(image: np.ndarray) -> bytes:
+    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     zoom = max(1, 800 // picture.width)
     picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
     data = io.BytesIO()

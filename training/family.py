@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -34,16 +35,25 @@ class Batch:
     """What one phase sees: real images and fresh latents, row by row of the same class.
 
     Args:
-        real: [N, C, H, W] float32 in [-1, 1].
-        z: [N, latent_dim] float32, standard normal.
+        real: [N, C, H, W] float32 in [-1, 1]; the targets of an image-to-image family.
+        z: [N, latent_dim] float32, standard normal; [N, 0] for an image-to-image family.
         labels: [N] int64, or None for an unconditional recipe.
         augment: differentiable augmentation of images [N, C, H, W] on their way into D.
+        source: [N, C', h, w] float32 in [-1, 1], the inputs of an image-to-image family (a mask, 1 where pixels are
+            missing, as fourth channel), else None.
     """
 
     real: Tensor
     z: Tensor
     labels: Tensor | None = None
     augment: Callable[[Tensor], Tensor] = lambda images: images
+    source: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor:
+        """`source`, which is there in image-to-image families."""
+        assert self.source is not None
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,10 @@ class Family:
         loss: pure: phase name, nets, batch, recipe -> named scalars. The trainer owns backward, EMA and checkpoints.
         exports: what the (EMA) nets become; `classes` are the labels' names.
         conditional: True when the family needs labels.
+        pairing: what it trains on: images alone, pairs of input and target, or two sets without counterparts. With the
+            latter two `nets["generator"]` maps images to images.
+        sheet: what a sample grid shows in a row beside input and target, from the generator, inputs and targets; None
+            shows the output.
     """
 
     name: str
@@ -99,3 +113,5 @@ class Family:
     loss: Callable[[str, nn.ModuleDict, Batch, Recipe], Losses]
     exports: Callable[[nn.ModuleDict, Recipe, Sequence[str]], Sequence[ExportSpec]]
     conditional: bool = False
+    pairing: Literal["none", "paired", "unpaired"] = "none"
+    sheet: Callable[[nn.Module, Tensor, Tensor], Sequence[Tensor]] | None = None

@@ -47,10 +47,12 @@ class Recipe:
     palette: int = 0
     """Colours of a palette drawn from z, which every pixel mixes, instead of free colours; 0 is off. For drawings,
     whose flat areas then come out flat: docs/decisions/0006."""
-    generator_norm: Literal["batch", "none"] = "batch"
-    """Batch norm speeds a shallow generator up by far; at export its statistics are constants."""
-    discriminator_norm: Literal["batch", "none"] = "none"
-    """Batch norm in D makes rows depend on each other, which gradient penalties do not allow."""
+    generator_norm: Literal["batch", "instance", "none"] = "batch"
+    """Batch norm speeds a shallow generator up by far; at export its statistics are constants. Instance norm (image to
+    image only) reads the whole picture, which a server can then not cut into tiles; `none` keeps every size exact."""
+    discriminator_norm: Literal["batch", "instance", "spectral", "none"] = "none"
+    """Batch norm in D makes rows depend on each other, which gradient penalties do not allow. Spectral norm
+    (arXiv:1802.05957) bounds D's slope at little cost; patch discriminators only."""
     minibatch_stddev: bool = True
     """Let D see how varied its batch is (arXiv:1710.10196): the cheapest remedy for collapse."""
     dropout: float = 0.0
@@ -74,6 +76,34 @@ class Recipe:
     """D's steps to one of G. Wasserstein critics want more."""
     label_smoothing: float = 0.0
     """Real target 1 - this, for minimax and non-saturating (arXiv:1606.03498)."""
+
+    scale: int = 1
+    """Side of the output over side of the input, of image-to-image families."""
+    degradation: str = ""
+    """What makes the inputs out of clean images, on line (`python -m training data --list`); "" reads pairs."""
+    load_size: int = 0
+    """Side to which images are brought before crops of `size` are cut, px; 0 is a prepared set's own."""
+    shrink: float = 1.0
+    """Crops up to so many times larger, shrunk: more scales, and cleaner edges, out of the same photographs."""
+    output: Literal["image", "residual", "chroma", "fill"] = "image"
+    """What the generator's last layer is: the image; a change of the (enlarged) input, which is learnt far faster where
+    they are alike; colour for the input's luminance; or what lies under the mask, with the rest copied."""
+    downsamplings: int = 2
+    """Halvings inside an image-to-image generator; input sides are padded to multiples of 2 to this power."""
+    pixel_loss: Literal["l1", "l2"] = "l1"
+    """Mean absolute or squared difference; l1 blurs less."""
+    pixel_weight: float = 0.0
+    """Of the pixel loss, images in [-1, 1]. Pix2Pix: 100."""
+    perceptual_weight: float = 0.0
+    """Of the distance between VGG features (training/perceptual.py)."""
+    adversarial_weight: float = 1.0
+    """Of the objective in an image-to-image generator's loss; 0 trains without D (the PSNR stage)."""
+    cycle_weight: float = 0.0
+    """CycleGAN: of |B2A(A2B(a)) - a|; the paper: 10."""
+    identity_weight: float = 0.0
+    """CycleGAN: of |A2B(b) - b|, which keeps colours; the paper: half of `cycle_weight`."""
+    pool: int = 0
+    """CycleGAN: D also sees one of so many earlier fakes in half of the cases (arXiv:1612.07828); 0 is off."""
 
     class_weight: float = 0.0
     """Weight of AC-GAN's classifier (arXiv:1610.09585): D learns real images' classes, G is asked to be recognised.
@@ -157,6 +187,9 @@ class Recipe:
         for name in ("decay_from", "decay_to"):
             if getattr(self, name) > 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
+        for name in ("scale", "shrink"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.class_weight and self.architecture == "mlp":
             raise RecipeError("class_weight is for convolutional nets: architecture 'mlp' has no classifier")
         if self.label_smoothing and self.objective not in ("minimax", "non_saturating"):

@@ -106,9 +106,9 @@ class RunLog:
             file.write(json.dumps({"kimg": round(kimg, 3), "kind": "event", **asdict(event)}) + "\n")
         self.say(f"{event.severity}: {event.monitor}: {event.message}")
 
-    def samples(self, kimg: float, images: np.ndarray, columns: int = 8) -> None:
+    def samples(self, kimg: float, images: np.ndarray, columns: int = 8, zoom: int = 2) -> None:
         """Save a grid of [N, H, W, C] uint8 as samples/<kimg>.png."""
-        save_png(self.directory / "samples" / f"{kimg:09.1f}.png", grid(images, columns), zoom=2)
+        save_png(self.directory / "samples" / f"{kimg:09.1f}.png", grid(images, columns), zoom=zoom)
 
     def progress(self, kimg: float, total_kimg: float, values: Mapping[str, float]) -> None:
         """One line: how far, how fast, how long yet, and the latest figures."""

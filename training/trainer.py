@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from service.engine.latents import latents_from_seeds
 from training import checkpoint
 from training.augment import augmentation
+from training.datasets.pairs import Pairs
 from training.family import Batch, Family, Phase
 from training.layers import from_pixels, to_pixels
 from training.recipe import Recipe, RecipeError
@@ -61,19 +62,22 @@ class Trainer:
     Args:
         family: nets, phases and loss.
         recipe: already filled in from the data set (size, channels, classes).
-        images: [N, H, W, C] uint8 training images, H = W = recipe.size.
+        images: [N, H, W, C] uint8 training images, H = W = recipe.size; for an image-to-image family its pairs.
         labels: [N] int64, or None.
         log: the run's directory.
         options: see TrainOptions.
-        evaluate: generated images [M, H, W, C] uint8 -> figures; None trains without.
+        evaluate: generated images [M, H, W, C] uint8 -> figures; None trains without. For an image-to-image family they
+            are the outputs for `judged`.
         monitors: told every row of stats; see Monitor.
+        examples: sources and targets [M, ...] uint8 of an image-to-image family's sample grids.
+        judged: sources [M, h, w, C] uint8 for `evaluate`.
     """
 
     def __init__(
         self,
         family: Family,
         recipe: Recipe,
-        images: np.ndarray,
+        images: np.ndarray | Pairs,
         labels: np.ndarray | None,
         log: RunLog,
         options: TrainOptions,
@@ -81,11 +85,13 @@ class Trainer:
         evaluate: Evaluate | None = None,
         monitors: Sequence[Monitor] = (),
         device: str = "cpu",
+        examples: tuple[np.ndarray, np.ndarray] | None = None,
+        judged: np.ndarray | None = None,
     ) -> None:
         _check_data(family, recipe, images, labels)
         self.family, self.recipe, self.options, self.log = family, recipe, options, log
         self.evaluate, self.monitors, self.device = evaluate, monitors, torch.device(device)
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.examples, self.judged = images, labels, examples, judged
         np.random.seed(options.seed % 2**32)
         torch.manual_seed(options.seed)
         self.nets = family.nets(recipe).to(self.device)
@@ -127,7 +133,7 @@ class Trainer:
                 sums = {}
             if self.kimg >= due["snapshot"] or last:
                 due["snapshot"] = self.kimg + self.options.snapshot_kimg
-                self.log.samples(self.kimg, self.sample(range(64), _grid_labels(self.recipe, 64)))
+                self._grid()
                 checkpoint.save(self.log.directory / "last.pt", self.state())
             if self.evaluate is not None and (self.kimg >= due["evaluate"] or (last and not self.stopping)):
                 due["evaluate"] = self.kimg + self.options.evaluate_kimg
@@ -137,24 +143,35 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One iteration: every phase whose turn it is, then the moving average. Returns the named scalars."""
-        indices = self.sampler.next()
-        real = from_pixels(torch.from_numpy(self.images[indices.numpy()])).to(self.device)
-        if self.recipe.mirror:
-            flip = torch.rand(len(real), 1, 1, 1) < 0.5
-            real = torch.where(flip.to(self.device), real.flip(3), real)
-        labels = None
-        if self.labels is not None and self.recipe.classes:
-            labels = torch.from_numpy(self.labels[indices.numpy()]).to(self.device)
+        real, labels, source = self._draw()
         self._schedule()
         stats: dict[str, float] = {}
         for phase in self.phases:
             if self.iteration % phase.every == 0:
-                stats.update(self._phase(phase, real, labels))
+                stats.update(self._phase(phase, real, labels, source))
         self._average()
         self.iteration += 1
         return stats
 
-    def _phase(self, phase: Phase, real: Tensor, labels: Tensor | None) -> dict[str, float]:
+    def _draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The next real images, their labels or sources, on the device."""
+        first = self.sampler.shown
+        indices = self.sampler.next().numpy()
+        if not isinstance(self.images, np.ndarray):
+            source, target = self.images.draw(indices, np.arange(first, first + len(indices)))
+            return self._on_device(target), None, self._on_device(source)
+        real = self._on_device(self.images[indices])
+        if self.recipe.mirror:
+            flip = torch.rand(len(real), 1, 1, 1) < 0.5
+            real = torch.where(flip.to(self.device), real.flip(3), real)
+        if self.labels is None or not self.recipe.classes:
+            return real, None, None
+        return real, torch.from_numpy(self.labels[indices]).to(self.device), None
+
+    def _on_device(self, images: np.ndarray) -> Tensor:
+        return from_pixels(torch.from_numpy(images)).to(self.device)
+
+    def _phase(self, phase: Phase, real: Tensor, labels: Tensor | None, source: Tensor | None) -> dict[str, float]:
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
         size = self.recipe.microbatch or len(real)
@@ -162,8 +179,9 @@ class Trainer:
         stats: dict[str, float] = {}
         for start in range(0, len(real), size):
             rows = slice(start, start + size)
-            z = torch.randn(size, self.recipe.latent_dim).to(self.device)
-            batch = Batch(real[rows], z, None if labels is None else labels[rows], self.augment)
+            z = torch.randn(size, 0 if source is not None else self.recipe.latent_dim).to(self.device)
+            part = None if source is None else source[rows]
+            batch = Batch(real[rows], z, None if labels is None else labels[rows], self.augment, part)
             bf16 = self.recipe.precision == "bf16" and phase.autocast
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 losses = self.family.loss(phase.name, self.nets, batch, self.recipe)
@@ -212,9 +230,18 @@ class Trainer:
         """The EMA generator's images of `seeds` at truncation 1, [N, H, W, C] uint8: what the server would answer."""
         return generate(self.ema, self.recipe, seeds, labels, batch)
 
+    def _grid(self) -> None:
+        """Save the sample grid: the same 64 seeds, or the same input | output | target."""
+        if self.family.pairing == "none":
+            self.log.samples(self.kimg, self.sample(range(64), _grid_labels(self.recipe, 64)))
+        elif self.examples is not None:
+            images, columns = sheet(self.family, self.ema, self.recipe, *self.examples)
+            self.log.samples(self.kimg, images, columns, zoom=1 if images.shape[1] > 100 else 2)
+
     def _tick(self, stats: Mapping[str, float]) -> None:
         self.log.stats(self.kimg, {**stats, "seconds": self.seconds})
-        shown = {name: value for name, value in stats.items() if name.startswith("loss_") or name == "pair_accuracy"}
+        wanted = ("pair_accuracy", "psnr")
+        shown = {name: value for name, value in stats.items() if name.startswith("loss_") or name in wanted}
         self.log.progress(self.kimg, self.recipe.total_kimg, shown)
         for monitor in self.monitors:
             for event in monitor.observe(self.kimg, stats):
@@ -225,7 +252,11 @@ class Trainer:
         labels = None
         if self.recipe.classes:
             labels = np.arange(count, dtype=np.int64) % self.recipe.classes
-        figures = evaluate(self.sample(range(count), labels))
+        if self.judged is not None:
+            images = translate(self.ema, self.judged, 2**self.recipe.downsamplings)
+        else:
+            images = self.sample(range(count), labels)
+        figures = evaluate(images)
         self.log.stats(self.kimg, figures, kind="evaluation")
         self.log.say(f"{self.kimg:8.1f} kimg  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         if figures[self.options.best_by] < self.best:
@@ -319,6 +350,42 @@ def generate(
     return torch.cat(parts).contiguous().numpy()
 
 
+@torch.inference_mode()
+def translate(generator: nn.Module, sources: np.ndarray, multiple: int = 1, batch: int = 8) -> np.ndarray:
+    """An image-to-image generator's answers [N, sH, sW, 3] uint8 to sources [N, H, W, C] uint8.
+
+    Sides are padded by reflection to a multiple of `multiple` and cropped back, as the server does.
+    """
+    height, width = sources.shape[1:3]
+    pad = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
+    device = next(generator.parameters()).device
+    parts = []
+    for start in range(0, len(sources), batch):
+        padded = np.pad(sources[start : start + batch], pad, mode="reflect")
+        answer = to_pixels(generator(from_pixels(torch.from_numpy(padded)).to(device))).cpu()
+        scale = answer.shape[1] // padded.shape[1]
+        parts.append(answer[:, : height * scale, : width * scale])
+    return torch.cat(parts).contiguous().numpy()
+
+
+@torch.inference_mode()
+def sheet(
+    family: Family, generator: nn.Module, recipe: Recipe, sources: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Images for a grid, [M, H, W, 3] uint8, and its columns: input | output | target, twice in a row."""
+    device = next(generator.parameters()).device
+    side = targets.shape[1]
+    shown = np.repeat(np.repeat(sources[..., :3], side // sources.shape[1], axis=1), side // sources.shape[1], axis=2)
+    if family.sheet is None:
+        columns = [shown, translate(generator, sources, 2**recipe.downsamplings), targets]
+    else:
+        given = (from_pixels(torch.from_numpy(part)).to(device) for part in (sources, targets))
+        columns = [to_pixels(image).cpu().numpy() for image in family.sheet(generator, *given)]
+    count = min(len(column) for column in columns)
+    high, wide = (min(column.shape[axis] for column in columns) for axis in (1, 2))
+    return np.stack([column[i, :high, :wide] for i in range(count) for column in columns]), 2 * len(columns)
+
+
 def _grid_labels(recipe: Recipe, count: int) -> np.ndarray | None:
     return np.arange(count, dtype=np.int64) % recipe.classes if recipe.classes else None
 
@@ -347,9 +414,14 @@ def _clip(net: nn.Module, bound: float) -> None:
         parameter.clamp_(-bound, bound)
 
 
-def _check_data(family: Family, recipe: Recipe, images: np.ndarray, labels: np.ndarray | None) -> None:
+def _check_data(family: Family, recipe: Recipe, images: np.ndarray | Pairs, labels: np.ndarray | None) -> None:
     recipe.validate()
     side, channels = recipe.size, recipe.channels
+    if isinstance(images, np.ndarray) != (family.pairing == "none"):
+        wanted = "images" if family.pairing == "none" else "pairs of images"
+        raise RecipeError(f"family {family.name} trains on {wanted}")
+    if not isinstance(images, np.ndarray):
+        return
     if images.ndim != 4 or images.shape[1:] != (side, side, channels) or images.dtype != np.uint8:
         raise RecipeError(
             f"images are {list(images.shape)} {images.dtype}, the recipe expects [N, {side}, {side}, {channels}] uint8"

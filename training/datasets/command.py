@@ -10,7 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from training.datasets import prepared
+from training.datasets import backbone, prepared
+from training.datasets.degrade import DEGRADATIONS
 from training.datasets.errors import DataError
 from training.datasets.imageset import ROOT, load
 from training.datasets.packages import Run, run_client
@@ -71,6 +72,10 @@ def main(argv: Sequence[str], run: Run = run_client) -> int:
             return 2
         elif given.source in PUBLIC:
             _public(given, run)
+        elif given.source == backbone.NAME:
+            print(
+                f"{backbone.prepare(given.root, given.given, run)}: VGG16 and heads for perceptual losses and LPIPS-HED"
+            )
         else:
             _own(given)
     except DataError as problem:
@@ -97,7 +102,10 @@ def listing(root: Path) -> str:
             counts = (f"{meta['counts']['train']:,}", f"{meta['counts']['test']:,}")
             rows.append((folder.name, meta["license"], *counts, shape, str(len(meta["classes"]) or "-"), "yes"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", f"weights for perceptual losses: {backbone.NAME}", "", "degradations, which make pairs on line:"]
+    lines += [f"  {kind.name:<14}  {kind.about}" for kind in DEGRADATIONS.values() if not kind.test_only]
+    return "\n".join(lines)
 
 
 def _public(given: argparse.Namespace, run: Run) -> None:

@@ -22,7 +22,7 @@ from training.datasets.report import DataReport
 from training.datasets.resize import fit
 
 Images = NDArray[np.uint8]
-Pairing = Literal["paired", "unpaired"]
+Pairing = Literal["none", "paired", "unpaired"]
 SIDES = (("input", "target"), ("a", "b"), ("A", "B"), ("source", "target"))
 
 
@@ -79,7 +79,7 @@ def load_pairs(
         source: with a degradation the name or path of clean images; else a folder (or zip) of two folders `input` and
             `target` (or `a` and `b`) with files of the same names, or of pictures with input and target side by side;
             unpaired: two names or paths with a comma between, or one folder of two folders.
-        pairing: what the family trains on.
+        pairing: what the family trains on; not `none`.
         root, strict, test_fraction, report: as `load`.
 
     Raises:

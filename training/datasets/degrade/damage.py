@@ -106,4 +106,5 @@ def _crack(draw: ImageDraw.ImageDraw, random: np.random.Generator, size: tuple[i
 def _toned(values: NDArray[np.floating], tone: NDArray[np.floating], share: float) -> NDArray[np.floating]:
     """Between the colours as they are (share 0) and a print in one tone (share 1)."""
     luma = values @ np.array([0.299, 0.587, 0.114])
-    return values * (1 - share) + luma[..., None] * tone * share
+    mixed: NDArray[np.floating] = values * (1 - share) + luma[..., None] * tone * share
+    return mixed

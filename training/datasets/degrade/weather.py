@@ -83,12 +83,13 @@ def snow_unseen(clean: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def _line(length: int, angle: float) -> NDArray[np.float64]:
-    """A kernel that smears along a line `length` px long, `angle` rad from the vertical; its entries sum to 1."""
+    """A kernel that smears along a line `length` px long, `angle` rad from the vertical; its largest entry is 0.5."""
     kernel = np.zeros((length, length))
     middle = (length - 1) / 2
     for step in np.linspace(-middle, middle, 3 * length):
         kernel[round(middle + step * math.cos(angle)), round(middle + step * math.sin(angle))] += 1
-    return kernel / kernel.max() / 2
+    scaled: NDArray[np.float64] = kernel / kernel.max() / 2
+    return scaled
 
 
 def _layer(canvas: Image.Image, size: tuple[int, int], blur: float) -> Layer:

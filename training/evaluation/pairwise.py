@@ -1,0 +1,113 @@
+"""Outputs against their targets: one table in one run, with the input and the classical tool for the job beside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evaluation.kernel import kernel_distance
+from training.evaluation.lpips_hed import lpips_hed
+from training.evaluation.psnr import psnr
+from training.evaluation.ssim import ssim
+from training.features import Lite0Features
+
+Images = npt.NDArray[np.uint8]  # [N, H, W, 3]
+Metric = Callable[[Images, Images], npt.NDArray[np.float64]]
+
+TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips_hed": "LPIPS-HED", "kid_lite0": "KID-lite0"}
+BETTER_HIGH = ("psnr", "ssim")
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One way to answer: its name and mean figures against the targets."""
+
+    name: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """A model's figures beside the bounds of the same images, by test set (`seen`, and where there is one `unseen`).
+
+    Attributes:
+        tables: test set to rows; the first row of each is the model's.
+        samples: pairs in each.
+    """
+
+    tables: Mapping[str, Sequence[PairRow]]
+    samples: int
+
+    def markdown(self) -> str:
+        """A table per test set, and what was measured with."""
+        lines: list[str] = []
+        for title, rows in self.tables.items():
+            names = list(rows[0].metrics)
+            header = ["", *(TITLES[name] for name in names)]
+            lines += [f"{title}:", "", f"| {' | '.join(header)} |", "|---" + "|---:" * len(names) + "|"]
+            lines += [
+                f"| {row.name} | {' | '.join(_figure(name, row.metrics[name]) for name in names)} |" for row in rows
+            ]
+            lines.append("")
+        lines.append(
+            f"{self.samples} held-out pairs, means over pairs. LPIPS-HED and KID-lite0: lower is better; they compare "
+            "with nothing published, for other networks made the features."
+        )
+        return "\n".join(lines) + "\n"
+
+    def entries(self) -> list[dict[str, Any]]:
+        """For the manifest's `evaluation`; the floor is what the input (or interpolation) itself scores."""
+        rows = next(iter(self.tables.values()))
+        return [
+            {
+                "metric": TITLES[name].split(",")[0],
+                "value": value,
+                "samples": self.samples,
+                "floor": rows[1].metrics[name],
+            }
+            for name, value in rows[0].metrics.items()
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON can hold it."""
+        tables = {title: {row.name: dict(row.metrics) for row in rows} for title, rows in self.tables.items()}
+        return {"samples": self.samples, "tables": tables, "table": self.markdown(), "metrics": self.entries()}
+
+
+def quick(images: Images, targets: Images) -> dict[str, float]:
+    """PSNR, SSIM and the mean squared error (levels squared), for a run's progress."""
+    sides = min(images.shape[1:3])
+    figures = {"psnr": float(_finite(psnr(images, targets)).mean())}
+    if sides > 10:
+        figures["ssim"] = float(ssim(images, targets).mean())
+    figures["error"] = float(np.square(images.astype(np.float64) - targets).mean())
+    return figures
+
+
+def compare(name: str, images: Images, targets: Images, *, paired: bool = True, perceptual: bool = True) -> PairRow:
+    """All figures of images [N, H, W, 3] against targets, means over N.
+
+    Args:
+        paired: False leaves only KID-lite0, between the two sets.
+        perceptual: False leaves out what needs LPIPS-HED's weights.
+    """
+    metrics: dict[str, float] = {}
+    if paired:
+        metrics["psnr"] = float(_finite(psnr(images, targets)).mean())
+        metrics["ssim"] = float(ssim(images, targets).mean())
+        if perceptual:
+            metrics["lpips_hed"] = float(lpips_hed(images, targets).mean())
+    features = Lite0Features()
+    metrics["kid_lite0"] = kernel_distance(features(images), features(targets))
+    return PairRow(name, metrics)
+
+
+def _finite(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Equal images have no finite PSNR: 100 dB stands for it in means."""
+    return np.minimum(values, 100.0)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.2f}" if name == "psnr" else f"{value:.4f}"

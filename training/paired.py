@@ -1,0 +1,73 @@
+"""The loop that image-to-image families with pairs share: pixel, perceptual and adversarial terms.
+
+The generator maps sources to images; D is called as `discriminator(images, sources)` and answers logits of any shape.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training import perceptual
+from training.family import Batch, Losses, Phase
+from training.losses import OBJECTIVES, r1_penalty
+from training.recipe import Recipe
+
+
+def paired_phases(recipe: Recipe) -> Sequence[Phase]:
+    """Penalty (lazily), discriminator, generator; the generator alone where nothing is adversarial."""
+    if not recipe.adversarial_weight:
+        return [Phase("generator", ("generator",))]
+    phases = []
+    if recipe.r1_gamma:
+        phases.append(Phase("penalty", ("discriminator",), every=recipe.penalty_every, step=False, autocast=False))
+    phases.append(Phase("discriminator", ("discriminator",)))
+    phases.append(Phase("generator", ("generator",), every=recipe.discriminator_steps))
+    return phases
+
+
+def paired_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recipe) -> Losses:
+    """The terms of each of `paired_phases`."""
+    discriminator, objective = nets["discriminator"], OBJECTIVES[recipe.objective]
+    if phase == "penalty":
+        at = batch.real.detach().requires_grad_(True)
+        penalty = r1_penalty(discriminator(at, batch.given), at)
+        terms = {"r1": penalty * (recipe.r1_gamma / 2 * recipe.penalty_every)}
+        return Losses(terms, {"r1_gradient": penalty.detach()})
+    if phase == "discriminator":
+        with torch.no_grad():
+            images = nets["generator"](batch.given).float()
+        real, fake = (discriminator(shown, batch.given).float() for shown in (batch.real, images))
+        stats = {"real_logit": real.mean(), "fake_logit": fake.mean(), "pair_accuracy": (real > fake).float().mean()}
+        return Losses(
+            {"discriminator": objective.discriminator(real, fake)},
+            {name: value.detach() for name, value in stats.items()},
+        )
+    images = nets["generator"](batch.given).float()
+    terms = similarity(images, batch.real, recipe)
+    if recipe.adversarial_weight:
+        fake = discriminator(images, batch.given).float()
+        real = fake.detach()
+        if objective.pairs:
+            with torch.no_grad():
+                real = discriminator(batch.real, batch.given).float()
+        terms["adversarial"] = recipe.adversarial_weight * objective.generator(real, fake)
+    return Losses(terms, {"psnr": psnr(images.detach(), batch.real)})
+
+
+def similarity(images: Tensor, targets: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """The weighted pixel and perceptual terms of images [N, 3, H, W] against targets, those with a weight."""
+    terms = {}
+    if recipe.pixel_weight:
+        distance = F.l1_loss if recipe.pixel_loss == "l1" else F.mse_loss
+        terms["pixel"] = recipe.pixel_weight * distance(images, targets)
+    if recipe.perceptual_weight:
+        terms["perceptual"] = recipe.perceptual_weight * perceptual.loss(images, targets)
+    return terms
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Of a batch in [-1, 1], dB, for the progress line: by the mean error of all pixels, clipped but not rounded."""
+    error = (images.clamp(-1, 1) - targets).square().mean() / 4
+    return -10 * torch.log10(error + 1e-12)
