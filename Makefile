@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench train export docker test-docker gpu-env test-gpu clean
+.PHONY: help serve test fuzz check format bench bench-race bench-bound train export docker test-docker gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,12 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it
 bench: $(VENV)/.dev ## measure the server beside its bound [SECONDS=5]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/server.py --models models --seconds $(or $(SECONDS),5) --append benchmarks/RESULTS.md
 
+bench-race: $(VENV)/.dev ## race the server against its peers on the same models [SECONDS=1.5] [ROUNDS=2]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/race.py --models models --seconds $(or $(SECONDS),1.5) --rounds $(or $(ROUNDS),2) --append benchmarks/RESULTS.md
+
+bench-bound: $(VENV)/.dev ## measure the server beside bare loops and a null route, and batching on against off [SECONDS=1.5] [ROUNDS=3]
+	PYTHONPATH=. $(BIN)/python benchmarks/bound.py --models models --seconds $(or $(SECONDS),1.5) --rounds $(or $(ROUNDS),3) --append benchmarks/RESULTS.md
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 train: $(VENV)/.dev ## train a model: MODEL=fashion-28 FAMILY=cgan DATA=fashion-mnist [ARGS=...]
@@ -103,5 +109,5 @@ test-gpu: $(GPU_VENV)/.gpu ## run the engine and one server on a GPU provider, o
 	  $(GPU_VENV)/bin/python -m pytest -m gpu -v tests/gpu
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) $(GPU_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(GPU_VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -77,7 +77,7 @@ def generators(models: Path) -> dict[str, Path]:
     return {folder.parent.name: folder for folder in folders if Task.GENERATE in read_package(folder).tasks}
 
 
-# --- figure 2: the bare loop on a DCGAN -------------------------------------------------------------------------------
+# --- figure 2: the bare loop on a DCGAN -------------------------
 
 
 def against_loop(_: dict[str, Path], rounds: int, seconds: float) -> str:
@@ -218,7 +218,7 @@ def compared(
     return lines
 
 
-# --- figure 2: the null route, and several images a request -----------------------------------------------------------
+# --- figure 2: the null route, and several images a request -------------------------
 
 
 def against_null(folders: dict[str, Path], rounds: int, seconds: float) -> str:
@@ -274,7 +274,7 @@ def zips(model: str) -> Iterator[bytes]:
         yield b'{"model":"%b","seeds":"%d-%d","as":"zip"}' % (model.encode(), first, first + IMAGES - 1)
 
 
-# --- figure 3: batching on and off at one client ----------------------------------------------------------------------
+# --- figure 3: batching on and off at one client -------------------------
 
 
 def against_unbatched(folders: dict[str, Path], rounds: int, seconds: float) -> str:

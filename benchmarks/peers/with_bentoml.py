@@ -24,7 +24,9 @@ class Draw:
         return self.generators.draw([(model, seed)])[0]
 
 
-@bentoml.service(workers=CORES, **QUIET)
+# The client between the two services renews its connections after 100 requests by default, and then fails those that
+# are under way: at 16 clients and more some pictures would be lost.
+@bentoml.service(workers=CORES, runner_connection={"max_requests": 10**9, "max_age": 86400.0}, **QUIET)
 class Batched:
     """The half that batches: a batchable endpoint takes one list and answers one list."""
 
