@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from convgraphs import Builder
 from onnx import TensorProto, helper, numpy_helper
 
 from service.engine.latents import latents_from_seeds
-from service.manifest import GenerateSpec, Provenance, Task, TensorSpec
+from service.manifest import GenerateSpec, Provenance, Task, TensorSpec, TranslateSpec, UpscaleSpec
 from service.package import GraphDraft, ManifestDraft, write_package
 
 OPSET = 20
@@ -130,3 +131,84 @@ def write_tiny(
         samples_png=SAMPLES_PNG,
         version=version,
     )
+
+
+def picture_graph(
+    *, scale: int = 1, mask: bool = False, whole: bool = False, channels: int = 3, seed: int = 0
+) -> bytes:
+    """A picture to a picture, `scale` times its size.
+
+    Args:
+        mask: takes a second input `mask`.
+        whole: normalises over the whole picture, so that tiles would show.
+    """
+    builder = Builder(seed, inputs=("image", "mask") if mask else ("image",))
+    builder.conv(3, out=8, pad="reflect")
+    builder.activate()
+    if whole:
+        ones, zeros = builder.constant(np.ones(8, np.float32)), builder.constant(np.zeros(8, np.float32))
+        builder.at = builder.add("InstanceNormalization", [builder.at, ones, zeros])
+    builder.conv(3, stride=2 if scale == 1 else 1)
+    builder.activate()
+    for _ in range(1 if scale == 1 else scale.bit_length() - 1):
+        builder.up("shuffle")
+    return builder.finish(scale, channels)
+
+
+def write_picture_model(
+    root: Path,
+    name: str,
+    task: Task,
+    *,
+    scale: int = 1,
+    whole: bool = False,
+    channels: int = 3,
+    translate: TranslateSpec | None = None,
+    alpha: str = "lanczos",
+    seed: int = 0,
+) -> Path:
+    """Write a tiny model of `Task.TRANSLATE` (which halves and doubles: multiples of 2) or `Task.UPSCALE`."""
+    spec = translate or TranslateSpec(multiple=2)
+    masked = task is Task.TRANSLATE and spec.mask is not None
+    graph = picture_graph(scale=scale, mask=masked, whole=whole, channels=channels, seed=seed)
+    golden = {"image": np.random.RandomState(0).randint(0, 256, (2, 12, 12, 3)).astype(np.uint8)}
+    inputs = [TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", "height", "width", 3))]
+    if masked:
+        golden["mask"] = np.zeros((2, 12, 12, 1), np.uint8)
+        inputs.append(TensorSpec(name="mask", kind="mask", dtype="uint8", shape=("batch", "height", "width", 1)))
+    ends = ("height", "width") if scale == 1 else (f"{scale}*height", f"{scale}*width")
+    output = TensorSpec(name="output", kind="image", dtype="uint8", shape=("batch", *ends, channels))
+    draft = ManifestDraft(
+        name=name,
+        family="tiny",
+        tasks=(task,),
+        graphs={"generator": GraphDraft(opset=OPSET, inputs=tuple(inputs), outputs=(output,))},
+        translate=spec if task is Task.TRANSLATE else None,
+        upscale=UpscaleSpec(scale=scale, alpha=alpha) if task is Task.UPSCALE else None,
+        provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
+        license="Apache-2.0",
+        paper="none",
+    )
+    return write_package(
+        root,
+        draft,
+        graphs={"generator": graph},
+        golden=golden_of(graph, golden),
+        card=f"# {name}\n",
+        samples_png=SAMPLES_PNG,
+    )
+
+
+def write_picture_models(root: Path) -> None:
+    """`tiny-paint` (translate), `tiny-repair` (with a mask), `tiny-style` (needs the whole picture), `tiny-fixed` (16x24
+    only), `tiny-keep` (keeps transparency), `tiny-x2`, `tiny-x4` and `tiny-x2-keep` (upscale)."""
+    write_picture_model(root, "tiny-paint", Task.TRANSLATE)
+    repair = TranslateSpec(multiple=2, mask="required")
+    write_picture_model(root, "tiny-repair", Task.TRANSLATE, translate=repair, seed=1)
+    write_picture_model(root, "tiny-style", Task.TRANSLATE, whole=True, seed=2)
+    write_picture_model(root, "tiny-fixed", Task.TRANSLATE, translate=TranslateSpec(size=(16, 24)), seed=3)
+    keep = TranslateSpec(multiple=2, alpha="keep")
+    write_picture_model(root, "tiny-keep", Task.TRANSLATE, translate=keep, seed=4)
+    write_picture_model(root, "tiny-x2", Task.UPSCALE, scale=2, seed=5)
+    write_picture_model(root, "tiny-x4", Task.UPSCALE, scale=4, seed=6)
+    write_picture_model(root, "tiny-x2-keep", Task.UPSCALE, scale=2, alpha="keep", seed=7)

@@ -30,6 +30,9 @@ from service.engine.batcher import FIRST, LAST, USUAL, Answer
 from service.engine.flights import Flights
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
+from service.engine.pipelines import translate as translating
+from service.engine.pipelines import upscale as upscaling
+from service.engine.pipelines.painting import Bounds, Painting, Schedule
 from service.engine.profile import Plan
 from service.engine.repository import LoadedModel, Repository
 from service.engine.stats import BatcherStats, sum_stats
@@ -206,6 +209,50 @@ class Engine:
         timings = _timings(drawn.answer, loop.time() - began_s if coalesced else None)
         return Generated(drawn.images, rows.seeds, rows.labels, rows.truncation, loaded.ref, timings, coalesced)
 
+    async def translate(
+        self,
+        model: str,
+        rgb: npt.NDArray[np.uint8],
+        *,
+        alpha: npt.NDArray[np.uint8] | None = None,
+        mask: npt.NDArray[np.uint8] | None = None,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+    ) -> Painting:
+        """Make one picture of another. It is run while the answer's bands are read: `await painting.whole()`.
+
+        Args:
+            model: `name` or `name@version`.
+            rgb: [H, W, 3], sRGB; `alpha` [H, W].
+            mask: [H, W], 128 and above where a repair model shall fill in; None takes the transparent places.
+            priority, timeout_s: as for `generate`.
+
+        Raises:
+            As `generate`; ImageTooLarge where the model needs the whole picture at once. So do the bands.
+        """
+        loaded = self._serving(model, Task.TRANSLATE)
+        picture = translating.Picture(rgb, alpha, mask)
+        return await translating.translate(loaded, picture, self._bounds, _schedule(priority, timeout_s))
+
+    async def upscale(
+        self,
+        model: str,
+        rgb: npt.NDArray[np.uint8],
+        *,
+        alpha: npt.NDArray[np.uint8] | None = None,
+        scale: int | None = None,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+    ) -> Painting:
+        """Enlarge a picture; see `translate`. A scale that is given must be the model's."""
+        loaded = self._serving(model, Task.UPSCALE)
+        schedule = _schedule(priority, timeout_s)
+        return await upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule)
+
+    @property
+    def _bounds(self) -> Bounds:
+        return Bounds(self.options.tile_side, self.options.max_whole_pixels, self.options.max_result_pixels)
+
     async def load(self, name: str, version: int | None = None) -> ModelInfo:
         """Verify, warm and swap in one version, the newest on disk where none is named; reloads one that is loaded.
 
@@ -303,6 +350,13 @@ class Engine:
 def _check(manifest: Manifest) -> None:
     """Refuse a model that no pipeline can feed, when it is loaded and not at its first request."""
     generating.check(manifest)
+    translating.check(manifest)
+    upscaling.check(manifest)
+
+
+def _schedule(priority: int, timeout_s: float | None) -> Schedule:
+    _check_schedule(priority, timeout_s)
+    return Schedule(priority, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s)
 
 
 def _check_schedule(priority: int, timeout_s: float | None) -> None:

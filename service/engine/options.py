@@ -70,6 +70,15 @@ class EngineOptions:
     """Seconds that one step of loading (reading, making a session, one run) may take before the model is refused.
     Longer on slow disks, and up to an hour where TensorRT has large engines to build."""
 
+    tile_side: int = 256
+    """Pixels of the windows that large pictures are run in; more where the graph reaches farther."""
+
+    max_whole_pixels: int = 1_000_000
+    """Pixels of a picture for a graph that needs it whole: bounds the time and memory of one run."""
+
+    max_result_pixels: int = 64_000_000
+    """Pixels of an enlarged picture."""
+
     @property
     def device(self) -> DeviceOptions:
         """For the providers."""
@@ -84,6 +93,9 @@ class EngineOptions:
             "max_images",
             "versions_kept",
             "device_memory_bytes",
+            "tile_side",
+            "max_whole_pixels",
+            "max_result_pixels",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
