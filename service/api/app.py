@@ -126,8 +126,6 @@ async def _open(parts: Parts) -> None:
         _log.exception("the models could not be opened")
         return
     parts.opened = True
-    for folder, reason in parts.engine.refused.items():
-        _log.error("refused %s: %s", folder, reason.removeprefix(f"{folder}: "))
     loaded = ", ".join(sorted(model.manifest.ref for model in parts.engine.models()))
     _log.info("serving %s", loaded or f"no model: {parts.settings.models} has none that passed")
 
