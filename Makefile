@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench bench-race bench-bound train export docker test-docker gpu-env test-gpu clean
+.PHONY: help serve test fuzz check format bench bench-race bench-bound train export docker test-docker test-promtool gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,10 @@ test: $(VENV)/.dev ## run the tests [JOBS=2] [ARGS="-k name"]
 fuzz: $(VENV)/.dev ## the long random searches, beyond the short ones in `make test`
 	$(ONE_THREAD) $(BIN)/python -m pytest -m fuzz -n $(JOBS) $(ARGS)
 
+test-promtool: $(VENV)/.dev ## hold a real scrape and the alert rules against Prometheus' own promtool
+	@command -v promtool >/dev/null || { echo "promtool is missing. On Debian and Ubuntu: apt-get install prometheus" >&2; exit 1; }
+	$(ONE_THREAD) $(BIN)/python -m pytest -m promtool -v tests/service tests/deploy
+
 check: $(VENV)/.dev ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,11 +67,17 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it
 bench: $(VENV)/.dev ## measure the server beside its bound [SECONDS=5]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/server.py --models models --seconds $(or $(SECONDS),5) --append benchmarks/RESULTS.md
 
-bench-race: $(VENV)/.dev ## race the server against its peers on the same models [SECONDS=1.5] [ROUNDS=2]; stop everything else first
-	PYTHONPATH=. $(BIN)/python benchmarks/race.py --models models --seconds $(or $(SECONDS),1.5) --rounds $(or $(ROUNDS),2) --append benchmarks/RESULTS.md
+bench-race: $(VENV)/.dev ## race the server against its peers on the same models [SECONDS=1] [ROUNDS=2]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/race.py --models models --seconds $(or $(SECONDS),1) --rounds $(or $(ROUNDS),2) --append benchmarks/RESULTS.md
 
 bench-bound: $(VENV)/.dev ## measure the server beside bare loops and a null route, and batching on against off [SECONDS=1.5] [ROUNDS=3]
 	PYTHONPATH=. $(BIN)/python benchmarks/bound.py --models models --seconds $(or $(SECONDS),1.5) --rounds $(or $(ROUNDS),3) --append benchmarks/RESULTS.md
+
+bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs from `python -m training data landscapes`
+	PYTHONPATH=. $(ONE_THREAD) $(BIN)/python benchmarks/codec.py --models models --append benchmarks/RESULTS.md
+
+bench-soak: $(VENV)/.dev ## mixed load with faults injected [MINUTES=30]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/soak.py --models models --minutes $(or $(MINUTES),30) --append benchmarks/RESULTS.md
 
 # --- training ---------------------------------------------------------------------------------------------------------
 

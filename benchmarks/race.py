@@ -1,11 +1,12 @@
 """The race: the same generators behind Ganymede and behind what else one would serve them with. `make bench-race`.
 
-    python benchmarks/race.py --models models --seconds 1.5 --rounds 2 [--append benchmarks/RESULTS.md]
+    python benchmarks/race.py --models models --seconds 1 --rounds 2 [--append benchmarks/RESULTS.md]
 
 One server is up at a time. A round starts each in turn, checks that it draws the very same pixels, and loads it with
 1, 16 and 64 closed-loop clients for each model; the next round goes through them backwards, and all rounds are pooled,
 so that a drift of the machine hits all alike. CPU time is that of all of a server's processes. Peers with dynamic
-batching run with and without it. Their environments are made on first use in .venv-peers (some minutes).
+batching run with and without it, plain FastAPI in its thread pool and on its loop. The peers' environments are made on
+first use in .venv-peers (some minutes).
 """
 
 import argparse
@@ -105,6 +106,7 @@ ALONE, BATCHED = {"PEER_BATCH": "1"}, {"PEER_BATCH": str(BATCH)}
 RACERS = (
     Racer(OURS, OURS, True, lambda python, models, port: ganymede(models, port)),
     Racer("FastAPI", "FastAPI", False, _file("with_fastapi.py")),
+    Racer("FastAPI", "FastAPI, on the loop", False, _file("with_fastapi.py"), {"PEER_ON_LOOP": "1"}),
     Racer("LitServe", "LitServe", True, _file("with_litserve.py"), ALONE, "litserve"),
     Racer("LitServe", "LitServe, batching", True, _file("with_litserve.py"), BATCHED, "litserve"),
     Racer("BentoML", "BentoML", True, _bento("Draw"), ALONE, "bentoml"),
@@ -126,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ganymede and its peers on the same generators, in one run.")
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--only", help="of these models alone, comma-separated")
-    parser.add_argument("--seconds", type=float, default=1.5, help="each measurement lasts so long")
+    parser.add_argument("--seconds", type=float, default=1.0, help="each measurement lasts so long")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--racers", help=f"these alone, separated by semicolons: {'; '.join(r.name for r in RACERS)}")
     parser.add_argument("--append", type=Path, help="a Markdown file to append the tables to")

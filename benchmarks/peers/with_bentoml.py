@@ -19,8 +19,8 @@ class Draw:
         self.generators = Generators(MODELS)
 
     @bentoml.api(route="/generate")
-    async def generate(self, model: str, seed: int) -> Png:
-        """One picture; on the loop itself, for the reason given for plain FastAPI."""
+    def generate(self, model: str, seed: int) -> Png:
+        """One picture. As `def` it runs in the service's thread pool: the documented place for work that blocks."""
         return self.generators.draw([(model, seed)])[0]
 
 

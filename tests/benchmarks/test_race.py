@@ -14,7 +14,10 @@ from benchmarks.peers.drawing import Generators
 from benchmarks.processes import NotReady
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS, PLAIN, LIT, LIT_BATCHING = race.RACERS[:4]
+OURS, PLAIN, LIT, LIT_BATCHING = (
+    next(racer for racer in race.RACERS if racer.name == name)
+    for name in ("Ganymede", "FastAPI", "LitServe", "LitServe, batching")
+)
 
 
 def test_ganymede_and_plain_fastapi_race(tiny_models, tmp_path):
