@@ -1,33 +1,24 @@
 """Every Prometheus series of the server. docs/metrics.md lists them; a test keeps it so.
 
 One registry per app, no module-level state. Counters and stage times come from finished requests (`observe`); what the
-engine knows itself is read from `engine.stats()` at each scrape, so it can never drift from the truth. Label values are
-bounded: `model` is a loaded model's `name@version` or `other`, never what a client sent.
+engine knows itself is read from it at each scrape, so it can never drift from the truth. Label values are bounded:
+`model` is a loaded model's `name@version` or `other`, never what a client sent.
+
+Requests end and scrapes happen on one event loop's thread, so that counting one is a few dictionary look-ups: no locks,
+and the text is made at the scrape.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import Collector
+from service import process
+from service.exposition import Page, labelled
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine, ModelStats
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
-# A second series for each counter that says when it began: nothing here reads it, and it doubles the scrape.
-
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
+    from service.engine.memory import MemoryStats
 
 STAGE_BUCKETS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Half-decades from a header's parsing to the default deadline."""
@@ -46,6 +37,36 @@ class Observed(Protocol):
     images: int
     stages: dict[str, float]
     rejected: str | None
+    coalesced: bool
+
+
+class Histogram:
+    """How many values fell in each bucket, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class _Served:
+    """What was done for one model and task: requests by status, images, stages by name."""
+
+    __slots__ = ("coalesced", "images", "labels", "stages", "statuses")
+
+    def __init__(self, model: str, task: str) -> None:
+        self.labels = {"model": model, "task": task}
+        self.statuses: dict[int, int] = {}
+        self.images = 0
+        self.coalesced = 0
+        self.stages: dict[str, Histogram] = {}
 
 
 class Metrics:
@@ -57,51 +78,40 @@ class Metrics:
     """
 
     def __init__(self, engine: "Engine", build: Mapping[str, str]) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "ganymede_requests",
-            "HTTP requests answered; code 499 is a client that left.",
-            ["model", "task", "code"],
-            registry=self.registry,
-        )
-        self._images = Counter(
-            "ganymede_images", "Images returned to clients.", ["model", "task"], registry=self.registry
-        )
-        self._stages = Histogram(
-            "ganymede_stage_seconds",
-            "Time of one request in each stage.",
-            ["model", "task", "stage"],
-            buckets=STAGE_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._rejected = Counter(
-            "ganymede_rejected", "Requests refused before they were served.", ["reason"], registry=self.registry
-        )
-        self._lag = Histogram(
-            "ganymede_event_loop_lag_seconds",
-            "How late the event loop woke from a timed sleep.",
-            buckets=LAG_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.registry.register(_EngineCollector(engine, dict(build)))
-        ProcessCollector(registry=self.registry)
+        self.in_flight = 0
+        """Requests that are being answered; whoever attaches the record counts them."""
+        self._engine = engine
+        self._build = dict(build)
+        self._served: dict[tuple[str, str], _Served] = {}
+        self._rejected: dict[str, int] = {}
+        self._lag = Histogram(LAG_BUCKETS_S)
 
     def observe(self, record: Observed) -> None:
         """Count one finished request."""
-        self._requests.labels(record.model, record.task, str(record.status)).inc()
-        if record.images:
-            self._images.labels(record.model, record.task).inc(record.images)
+        served = self._served.get((record.model, record.task))
+        if served is None:
+            served = self._served[record.model, record.task] = _Served(record.model, record.task)
+        served.statuses[record.status] = served.statuses.get(record.status, 0) + 1
+        served.images += record.images
+        served.coalesced += record.coalesced
         if record.rejected is not None:
-            self._rejected.labels(record.rejected).inc()
-        for stage, seconds in record.stages.items():
-            self._stages.labels(record.model, record.task, stage).observe(seconds)
+            self._rejected[record.rejected] = self._rejected.get(record.rejected, 0) + 1
+        for name, seconds in record.stages.items():
+            stage = served.stages.get(name)
+            if stage is None:
+                stage = served.stages[name] = Histogram(STAGE_BUCKETS_S)
+            stage.observe(seconds)
 
     def expose(self, *, as_openmetrics: bool) -> tuple[bytes, str]:
         """The scrape's body and content type."""
-        if as_openmetrics:
-            body: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
-            return body, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self.registry), TEXT
+        page = Page(openmetrics=as_openmetrics)
+        memory = self._engine.memory()
+        self._write_requests(page)
+        _write_models(page, self._engine.stats())
+        _write_memory(page, memory)
+        _write_process(page, memory.resident_bytes)
+        self._write_facts(page)
+        return page.body(), page.content_type
 
     async def watch_loop(self) -> None:
         """Measure the event loop's lag until cancelled."""
@@ -111,63 +121,86 @@ class Metrics:
             await asyncio.sleep(LAG_PERIOD_S)
             self._lag.observe(max(0.0, loop.time() - due))
 
+    def _write_requests(self, page: Page) -> None:
+        every = list(self._served.values())
+        page.family("ganymede_requests", "counter", "HTTP requests answered; code 499 is a client that left.")
+        for served in every:
+            page.samples((n, labelled(**served.labels, code=str(code))) for code, n in served.statuses.items())
+        page.family("ganymede_images", "counter", "Images returned to clients.")
+        page.samples((served.images, labelled(**served.labels)) for served in every if served.images)
+        page.family("ganymede_requests_coalesced", "counter", "Requests answered by another request's run.")
+        page.samples((served.coalesced, labelled(**served.labels)) for served in every if served.coalesced)
+        page.family("ganymede_stage_seconds", "histogram", "Time of one request in each stage.")
+        for served in every:
+            for name, stage in served.stages.items():
+                page.histogram(stage.bounds, stage.counts, stage.sum, labelled(**served.labels, stage=name))
+        page.family("ganymede_requests_in_flight", "gauge", "HTTP requests that are being answered.")
+        page.sample(self.in_flight)
+        page.family("ganymede_rejected", "counter", "Requests refused before they were served.")
+        page.samples((count, labelled(reason=reason)) for reason, count in self._rejected.items())
+        page.family("ganymede_event_loop_lag_seconds", "histogram", "How late the event loop woke from a timed sleep.")
+        page.histogram(self._lag.bounds, self._lag.counts, self._lag.sum)
 
-class _EngineCollector(Collector):
-    """Reads the engine at scrape time."""
-
-    def __init__(self, engine: "Engine", build: dict[str, str]) -> None:
-        self._engine = engine
-        self._build = build
-
-    def describe(self) -> Iterable[Metric]:
-        return list(self._families({}))
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families(self._engine.stats())
-        info = GaugeMetricFamily(
-            "ganymede_model_info", "1 for each loaded model.", labels=["model", "family", "provider"]
-        )
+    def _write_facts(self, page: Page) -> None:
+        page.family("ganymede_model_info", "gauge", "1 for each loaded model.")
         for model in self._engine.models():
-            manifest = model.manifest
-            info.add_metric([manifest.ref, manifest.family, ",".join(model.providers)], 1)
-        yield info
-        refused = GaugeMetricFamily("ganymede_models_refused", "Model folders that failed verification.")
-        refused.add_metric([], len(self._engine.refused))
-        yield refused
-        build = GaugeMetricFamily("ganymede_build_info", "1; the labels say what runs.", labels=list(self._build))
-        build.add_metric(list(self._build.values()), 1)
-        yield build
-
-    def _families(self, stats: "Mapping[str, ModelStats]") -> Iterator[Metric]:
-        for name, text, read in _GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=["model"])
-            for model, values in stats.items():
-                gauge.add_metric([model], read(values))
-            yield gauge
-        for name, text, read in _COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=["model"])
-            for model, values in stats.items():
-                counter.add_metric([model], read(values))
-            yield counter
-        ends = CounterMetricFamily(
-            "ganymede_entries", "Entries of the queue by how they ended.", labels=["model", "end"]
-        )
-        for model, values in stats.items():
-            for end, count in values.ended_total.items():
-                ends.add_metric([model, end], count)
-        yield ends
-        rows = HistogramMetricFamily("ganymede_batch_rows", "Rows in one run.", labels=["model"])
-        for model, values in stats.items():
-            counts = values.batch_rows
-            rows.add_metric([model], _cumulative(counts), sum(size * runs for size, runs in counts.items()))
-        yield rows
+            manifest, providers = model.manifest, ",".join(model.providers)
+            page.sample(1, labelled(model=manifest.ref, family=manifest.family, provider=providers))
+        page.family("ganymede_models_refused", "gauge", "Model folders that failed verification.")
+        page.sample(len(self._engine.refused))
+        page.family("ganymede_build_info", "gauge", "1; the labels say what runs.")
+        page.sample(1, labelled(**self._build))
 
 
-def _cumulative(counts: Mapping[int, int]) -> list[tuple[str, float]]:
-    """Runs by exact size as cumulative buckets."""
-    bounds = [(f"{bound}.0", bound) for bound in ROW_BUCKETS]
-    buckets = [(text, float(sum(runs for size, runs in counts.items() if size <= bound))) for text, bound in bounds]
-    return [*buckets, ("+Inf", float(sum(counts.values())))]
+def _write_models(page: Page, stats: "Mapping[str, ModelStats]") -> None:
+    for kind, table in (("gauge", _GAUGES), ("counter", _COUNTERS)):
+        for name, text, read in table:
+            page.family(name, kind, text)
+            page.samples((read(values), labelled(model=model)) for model, values in stats.items())
+    page.family("ganymede_entries", "counter", "Entries of the queue by how they ended.")
+    for model, values in stats.items():
+        page.samples((count, labelled(model=model, end=end)) for end, count in values.ended_total.items())
+    page.family("ganymede_batch_rows", "histogram", "Rows in one run.")
+    for model, values in stats.items():
+        counts = [0] * (len(ROW_BUCKETS) + 1)
+        for rows, runs in values.batch_rows.items():
+            counts[bisect_left(ROW_BUCKETS, rows)] += runs
+        total = sum(rows * runs for rows, runs in values.batch_rows.items())
+        page.histogram(ROW_BUCKETS, counts, total, labelled(model=model))
+
+
+def _write_memory(page: Page, memory: "MemoryStats") -> None:
+    """What models hold, as far as the systems tell; a GPU's series are there where there is one."""
+    page.family("ganymede_arena_shrinks", "counter", "Times that idle models gave memory back.")
+    page.sample(memory.shrinks_total)
+    page.family("ganymede_arena_given_back_bytes", "counter", "Memory that idle models gave back.")
+    page.sample(memory.given_back_bytes_total)
+    page.family("ganymede_heap_bytes", "gauge", "Memory of the C library: weights, arenas on the CPU, images.")
+    page.samples((held, labelled(state=state)) for state, held in process.heap_bytes().items())
+    page.family("ganymede_device_memory_used_bytes", "gauge", "Memory of a device in use, by all processes.")
+    page.samples((device.used_bytes, labelled(device=str(n))) for n, device in memory.devices.items())
+    page.family("ganymede_device_memory_bytes", "gauge", "Memory of a device.")
+    page.samples((device.total_bytes, labelled(device=str(n))) for n, device in memory.devices.items())
+
+
+def _write_process(page: Page, resident_bytes: int | None) -> None:
+    """The series that every Prometheus client has, under their usual names."""
+    page.family("process_cpu_seconds", "counter", "Total user and system CPU time spent in seconds.")
+    page.sample(process.cpu_s())
+    for name, text, value in (
+        ("resident_memory_bytes", "Resident memory size in bytes.", resident_bytes),
+        ("virtual_memory_bytes", "Virtual memory size in bytes.", process.virtual_bytes()),
+        ("start_time_seconds", "Start time of the process since unix epoch in seconds.", process.started_s()),
+        ("open_fds", "Number of open file descriptors.", process.open_files()),
+        ("max_fds", "Maximum number of open file descriptors.", process.most_files()),
+    ):
+        if value is not None:
+            page.family(f"process_{name}", "gauge", text)
+            page.sample(value)
+
+
+def _ratio(stats: "ModelStats") -> float:
+    return stats.lanes_busy / stats.lanes if stats.lanes else 0.0
 
 
 _Read = Callable[["ModelStats"], float]
@@ -176,6 +209,7 @@ _GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("ganymede_queue_age_seconds", "Age of the oldest waiting row.", lambda stats: stats.queue_age_s),
     ("ganymede_lanes", "Lanes that can run.", lambda stats: stats.lanes),
     ("ganymede_lanes_busy", "Lanes that are running.", lambda stats: stats.lanes_busy),
+    ("ganymede_lanes_busy_ratio", "Share of the lanes that are running.", _ratio),
 )
 _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("ganymede_runs", "Session runs.", lambda stats: stats.runs_total),

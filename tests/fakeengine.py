@@ -7,9 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from service.engine.engine import Generated, ModelInfo, ModelStats, Timings
+from service.engine.memory import MemoryStats
+from service.engine.pipelines.painting import Painting
 from service.engine.stats import BatcherStats
 from service.errors import InvalidRequest, NotReady, TooLarge, UnknownModel
-from service.manifest import FileSpec, GenerateSpec, GraphSpec, Manifest, Provenance, Task, TensorSpec, UpscaleSpec
+from service.manifest import (
+    FileSpec,
+    GenerateSpec,
+    GraphSpec,
+    Manifest,
+    Provenance,
+    Task,
+    TensorSpec,
+    TranslateSpec,
+    UpscaleSpec,
+)
 
 LABELS = ("T-shirt/top", "Trouser", "Sneaker", "Čepice")
 
@@ -34,10 +46,16 @@ def manifest(name: str, *, version: int = 1, labels: tuple[str, ...] | None = No
     )
 
 
-def upscaler(name: str) -> Manifest:
-    """A model that serves another task."""
+def upscaler(name: str, *, scale: int = 2) -> Manifest:
+    """A model that enlarges: each pixel is repeated."""
     fields = manifest(name).model_dump() | {"tasks": (Task.UPSCALE,), "generate": None}
-    return Manifest(**fields | {"upscale": UpscaleSpec(scale=2)})
+    return Manifest(**fields | {"upscale": UpscaleSpec(scale=scale)})
+
+
+def translator(name: str) -> Manifest:
+    """A model that translates: to the negative."""
+    fields = manifest(name).model_dump() | {"tasks": (Task.TRANSLATE,), "generate": None}
+    return Manifest(**fields | {"translate": TranslateSpec()})
 
 
 def idle() -> BatcherStats:
@@ -56,6 +74,7 @@ class FakeEngine:
     def __init__(self, folder: Path, *manifests: Manifest) -> None:
         self.infos = {m.ref: ModelInfo(m, folder, 1.7e9, ("cpu",), (), {}, "serving") for m in manifests}
         self.stats_by_ref = {ref: idle() for ref in self.infos}
+        self.memory_stats = MemoryStats(1 << 20)
         self.refused = {}
         self.ready = False
         self.draining = False
@@ -88,6 +107,9 @@ class FakeEngine:
 
     def stats(self) -> dict[str, ModelStats]:
         return dict(self.stats_by_ref)
+
+    def memory(self) -> MemoryStats:
+        return self.memory_stats
 
     async def load(self, name: str, version: int | None = None) -> ModelInfo:
         self.calls.append({"load": name, "version": version})
@@ -136,6 +158,23 @@ class FakeEngine:
         timings = Timings(0.001, 0.002, rows)
         ref = self.answers_as or info.manifest.ref
         return Generated(images, tuple(drawn), tuple(names), truncation, ref, timings)
+
+    async def translate(self, model, rgb, *, alpha=None, mask=None, priority=5, timeout_s=None) -> Painting:
+        return self._painting(model, 255 - rgb)
+
+    async def upscale(self, model, rgb, *, alpha=None, scale=None, priority=5, timeout_s=None) -> Painting:
+        factor = self.model(model).manifest.upscale.scale
+        return self._painting(model, rgb.repeat(factor, axis=0).repeat(factor, axis=1))
+
+    def _painting(self, model, picture) -> Painting:
+        if self.error is not None:
+            raise self.error
+
+        async def bands():
+            for top in range(0, len(picture), 16):
+                yield picture[top : top + 16]
+
+        return Painting(self.model(model).manifest.ref, *picture.shape, 1, None, bands())
 
     @staticmethod
     def _labels(known, labels, rows) -> list:

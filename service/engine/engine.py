@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from service.engine.batcher import FIRST, LAST, USUAL, Answer
 from service.engine.flights import Flights
+from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
 from service.engine.pipelines import translate as translating
@@ -302,6 +303,10 @@ class Engine:
             model.ref: sum_stats([graph.batcher.stats() for graph in model.graphs.values()])
             for model in self._repository.loaded
         }
+
+    def memory(self) -> MemoryStats:
+        """What the process and its devices hold, and what idle models gave back; cheap enough for every scrape."""
+        return memory_stats((), 0, 0) if self._repository is None else self._repository.memory()
 
     def _open_repository(self) -> Repository:
         if self._repository is None:

@@ -69,6 +69,7 @@ class RequestContext:
                 record.body_bytes += len(message.get("body", b""))
             await send(message)
 
+        self._metrics.in_flight += 1
         try:
             await self._app(inner, receive, marked)
         except Exception as error:
@@ -76,6 +77,7 @@ class RequestContext:
             if responding is None:
                 await unexpected(record.request_id, record.path)(scope, receive, marked)
         finally:
+            self._metrics.in_flight -= 1
             if responding is not None:
                 record.stages["write"] = perf_counter() - responding
             record.status = record.status or 499

@@ -1,8 +1,16 @@
 """The series: bounded labels, both text formats, what the engine knows."""
 
+import asyncio
+import subprocess
+from dataclasses import replace
+
 import pytest
+from apiclient import client_of
+from fakeengine import idle
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
+
+from service.engine.memory import DeviceMemory, MemoryStats
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -28,22 +36,83 @@ async def test_requests_images_and_runs_are_counted(client):
     assert found["ganymede_rejected_total", (("reason", "invalid-request"),)] == 1
 
 
-async def test_junk_names_add_no_series(client):
-    await client.post("/generate", json={"model": "junk"})
-    await client.get("/junk")
-    await client.get("/models/junk")
+async def ask(app, method: str, path: str, body: bytes = b"") -> int:
+    """One request to the app itself: ten thousand through a client library would take a minute."""
+    sent = []
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http"}
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "client": ("test", 1)}
+    headers = [(b"host", b"test"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await app({**scope, "headers": headers, "server": ("test", 80)}, receive, send)
+    return sent[0]["status"]
+
+
+@pytest.mark.slow
+async def test_ten_thousand_junk_names_add_no_series(client):
+    def junk(number: int) -> list[tuple]:
+        return [
+            ("POST", "/generate", b'{"model": "junk-%d"}' % number),
+            ("POST", "/generate", b'{"model": "faces", "junk%d": 1}' % number),
+            ("GET", f"/junk/{number}"),
+            ("GET", f"/models/junk-{number}/card"),
+            ("DELETE", f"/models/junk-{number}"),
+        ]
+
+    for request in junk(0):
+        await ask(client.app, *request)
     await samples(client)  # the scrape itself is counted
     before = set(await samples(client))
-    for number in range(300):
-        await client.post("/generate", json={"model": f"junk-{number}"})
-        await client.post("/generate", json={"model": "faces", f"junk{number}": 1})
-        await client.get(f"/junk/{number}")
-        await client.get(f"/models/junk-{number}/card")
-    series = {key for key in set(await samples(client)) - before if not key[0].startswith("process_")}
-    assert {key[1] for key in series} <= {
-        (("reason", "invalid-request"),),
-        (("code", "422"), ("model", "other"), ("task", "generate")),
-    }
+    for number in range(1, 2001):
+        assert {await ask(client.app, *request) for request in junk(number)} <= {404, 405, 422}
+    after = await samples(client)
+    assert set(after) == before
+    assert sum(value for (name, _), value in after.items() if name == "ganymede_requests_total") >= 10_000
+
+
+async def test_requests_in_flight_come_back_to_nothing(client, engine):
+    engine.gate = asyncio.Event()
+    waiting = [asyncio.create_task(client.post("/generate", json={"model": "faces", "seed": n})) for n in range(3)]
+    while len(engine.calls) < 3:  # noqa: ASYNC110  # the fake counts calls and has no event
+        await asyncio.sleep(0.001)
+    scrape = 1
+    assert (await samples(client))["ganymede_requests_in_flight", ()] == 3 + scrape
+    waiting[0].cancel()
+    engine.gate.set()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert (await samples(client))["ganymede_requests_in_flight", ()] == scrape
+
+
+async def test_memory_is_told_with_and_without_a_gpu(client, engine):
+    found = await samples(client)
+    assert found["process_resident_memory_bytes", ()] == engine.memory_stats.resident_bytes
+    assert not [name for name, _ in found if name.startswith("ganymede_device_memory")]
+    engine.memory_stats = MemoryStats(5, {1: DeviceMemory(30, 80)}, 2, 4096)
+    found = await samples(client)
+    assert found["ganymede_device_memory_used_bytes", (("device", "1"),)] == 30
+    assert found["ganymede_device_memory_bytes", (("device", "1"),)] == 80
+    assert found["ganymede_arena_shrinks_total", ()] == 2
+    assert found["ganymede_arena_given_back_bytes_total", ()] == 4096
+    engine.memory_stats = MemoryStats(None)  # a system that does not tell
+    assert ("process_resident_memory_bytes", ()) not in await samples(client)
+
+
+async def test_lanes_and_queue_are_told(client, engine):
+    busy = replace(idle(), lanes=4, lanes_busy=3, queue_rows=7, queue_age_s=0.25, rejected_total={"queue_full": 1})
+    engine.stats_by_ref["faces@1"] = busy
+    engine.stats_by_ref["broken@1"] = replace(idle(), lanes=0)
+    found = await samples(client)
+    faces = (("model", "faces@1"),)
+    assert found["ganymede_lanes_busy_ratio", faces] == 0.75
+    assert found["ganymede_lanes_busy_ratio", (("model", "broken@1"),)] == 0
+    assert found["ganymede_queue_rows", faces] == 7
+    assert found["ganymede_queue_age_seconds", faces] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -72,8 +141,25 @@ async def test_the_loop_is_watched(client):
 
 
 async def test_apps_share_nothing(client, engine):
-    from apiclient import client_of
-
     await client.post("/generate", json={"model": "faces", "seed": 1})
     async with client_of(engine) as other:
         assert not [key for key in await samples(other) if key[0] == "ganymede_images_total"]
+
+
+@pytest.mark.promtool
+async def test_promtool_has_nothing_to_say_of_a_loaded_server(tiny_models):
+    async with client_of(None, models=tiny_models, profile_s=0, lanes=1) as client:
+        asked = [{"model": "tiny-rgb", "seed": n} for n in range(20)]
+        asked += [{"model": "tiny-grey", "seeds": [n, n + 1], "as": "json"} for n in range(20)]
+        asked += [{"model": "nobody"}, {"model": "tiny-rgb", "seed": -1}]
+        await asyncio.gather(*(client.post("/generate", json=body) for body in asked))
+        await client.get("/nowhere")
+        text = (await client.get("/metrics")).text
+    assert 'ganymede_images_total{model="tiny-grey@1",task="generate"} 40' in text
+    assert checked_by_promtool(text) == (0, "")
+    assert checked_by_promtool(text.replace("ganymede_images_total", "ganymede_images"))[0] != 0
+
+
+def checked_by_promtool(text: str) -> tuple[int, str]:
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
