@@ -111,12 +111,13 @@ class GenerateSpec(_Frozen):
 
 
 class TranslateSpec(_Frozen):
-    """How `POST /translate` feeds the model: sides padded to `multiple`, or resized to a fixed `size`."""
+    """How `POST /translate` feeds the model: sides padded to `multiple`, or resized to `size` (height, width)."""
 
     multiple: int = Field(default=1, ge=1)
     size: tuple[int, int] | None = None
     alpha: Literal["composite", "keep", "lanczos"] = "composite"
     mask: Literal["required", "optional"] | None = None
+    max_pixels: int | None = Field(default=None, ge=1)
 
 
 class UpscaleSpec(_Frozen):
@@ -124,6 +125,7 @@ class UpscaleSpec(_Frozen):
 
     scale: int = Field(ge=2, le=16)
     alpha: Literal["composite", "keep", "lanczos"] = "lanczos"
+    max_pixels: int | None = Field(default=None, ge=1)
 
 
 class Provenance(_Frozen):

@@ -200,7 +200,7 @@ def write_picture_model(
 
 
 def write_picture_models(root: Path) -> None:
-    """`tiny-paint` (translate), `tiny-repair` (with a mask), `tiny-style` (needs the whole picture), `tiny-fixed` (16x24
+    """`tiny-paint` (translate), `tiny-repair` (with a mask), `tiny-style` (takes pictures whole), `tiny-fixed` (24x16
     only), `tiny-keep` (keeps transparency), `tiny-x2`, `tiny-x4` and `tiny-x2-keep` (upscale)."""
     write_picture_model(root, "tiny-paint", Task.TRANSLATE)
     repair = TranslateSpec(multiple=2, mask="required")

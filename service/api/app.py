@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.api import pages, problems, routes, schemas
+from service.api import edits, pages, problems, routes, schemas
 from service.api.direct import Direct
 from service.api.middleware.context import RequestContext
 from service.api.middleware.limits import BodyLimit
@@ -48,10 +48,12 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     )
     app.state.parts = parts
     app.add_middleware(Direct, endpoints=routes.DIRECT, parts=parts)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    uploads = {route.path: settings.max_upload_bytes for route in edits.router.routes if isinstance(route, APIRoute)}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=uploads)
     app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log, draining=lambda: parts.draining)
     problems.install(app, _methods)
     app.include_router(routes.router)
+    app.include_router(edits.router)
     app.include_router(pages.router)
     if settings.playground:
         app.include_router(pages.site)
@@ -92,7 +94,7 @@ def engine_of(settings: Settings) -> "Engine":
 def _methods(path: str) -> list[str]:
     """What a path answers to, over all routes: a router alone knows only the first that matches."""
     found: set[str] = set()
-    for route in (*routes.router.routes, *pages.router.routes, *pages.site.routes):
+    for route in (*routes.router.routes, *edits.router.routes, *pages.router.routes, *pages.site.routes):
         if isinstance(route, APIRoute) and route.path_regex.match(path):
             found |= route.methods or set()
     return sorted(found | ({"HEAD"} if "GET" in found else set()))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from apiclient import client_of
-from fakeengine import LABELS, FakeEngine, manifest
+from fakeengine import LABELS, FakeEngine, manifest, translator, upscaler
+from uploads import saved, smooth
 
 from service.api import problems, schemas
 from service.api.app import create_app
@@ -23,7 +24,8 @@ def page(name: str) -> str:
 def engine(tmp_path) -> FakeEngine:
     (tmp_path / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "CARD.md").write_text("# card")
-    return FakeEngine(tmp_path, manifest("fashion-28", labels=LABELS, channels=1), manifest("faces-32"))
+    drawing = manifest("fashion-28", labels=LABELS, channels=1), manifest("faces-32")
+    return FakeEngine(tmp_path, *drawing, upscaler("photo-x4", scale=4), translator("sketch-to-colour"))
 
 
 def first_column(text: str) -> list[str]:
@@ -45,6 +47,14 @@ def test_every_field_of_generate_is_told():
     fields = {field.alias or name for name, field in schemas.GenerateRequest.model_fields.items()}
     section = page("api.md").split("## `POST /generate`")[1].split("\n## ")[0]
     assert fields <= set(first_column(section))
+
+
+@pytest.mark.parametrize("path", ["/translate", "/upscale"])
+def test_every_field_of_an_upload_is_told(engine, path):
+    operation = create_app(Settings(), engine).openapi()["paths"][path]["post"]
+    fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    section = page("api.md").split(f"## `POST {path}`")[1].split("\n## ")[0]
+    assert set(first_column(section)) == set(fields)
 
 
 def test_every_problem_is_told():
@@ -90,6 +100,7 @@ async def test_every_curl_line_works(engine, line):
     """What curl would send, sent through the app."""
     words = shlex.split(line.split(" | ")[0])[1:]
     method, headers, body, url = None, {}, None, None
+    files, fields = {}, {}
     while words:
         word = words.pop(0)
         if word == "-X":
@@ -99,6 +110,14 @@ async def test_every_curl_line_works(engine, line):
             headers[name] = value.strip()
         elif word == "-d":
             body = words.pop(0)
+        elif word == "--data-binary":
+            body = saved(smooth(8, 8), words.pop(0).rpartition(".")[2].replace("jpg", "jpeg"))
+        elif word == "-F":
+            name, _, value = words.pop(0).partition("=")
+            if value.startswith("@"):
+                files[name] = value[1:], saved(smooth(8, 8), value.rpartition(".")[2].replace("jpg", "jpeg"))
+            else:
+                fields[name] = value
         elif word == "-o":
             words.pop(0)
         elif not word.startswith("-"):
@@ -107,6 +126,7 @@ async def test_every_curl_line_works(engine, line):
     if body is not None and "content-type" not in headers:
         headers["content-type"] = "application/x-www-form-urlencoded"
     async with client_of(engine, admin=True) as client:
-        method = method or ("POST" if body is not None else "GET")
-        reply = await client.request(method, url.removeprefix("localhost:8000"), headers=headers, content=body)
+        method = method or ("POST" if body is not None or files else "GET")
+        given = {"files": files, "data": fields} if files else {"content": body}
+        reply = await client.request(method, url.removeprefix("localhost:8000"), headers=headers, **given)
     assert reply.status_code in (200, 204, 304), reply.text
