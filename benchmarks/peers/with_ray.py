@@ -1,10 +1,12 @@
 """Ray Serve: a proxy hands requests to replicas, each a process of its own."""
 
 import signal
+from contextlib import suppress
 
 import ray
 from drawing import BATCH, CORES, MODELS, PORT, Generators
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
@@ -37,7 +39,11 @@ if __name__ == "__main__":
     # CPUs are Ray's bookkeeping, not pinned: one each for the replicas and room for the proxy and the controller.
     ray.init(num_cpus=CORES + 2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=PORT), logging_config=quiet)
+    for _ in range(4):
+        # On a busy machine the proxy may need more than the minute for which this waits; the controller goes on trying.
+        with suppress(TimeoutError, RayError):
+            serve.start(http_options=HTTPOptions(host="127.0.0.1", port=PORT), logging_config=quiet)
+            break
     serve.run(Draw.bind(), route_prefix="/generate", logging_config=quiet)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
