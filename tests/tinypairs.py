@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tinytraining import facts_of
 
 from training import checkpoint
@@ -24,12 +25,15 @@ def shrunk_pairs(family: str, recipe: str = "modern", **changes) -> Recipe:
     """A recipe at a size that trains in milliseconds; everything that makes it what it is stays."""
     small = {"size": SIDE, "generator_width": 8, "discriminator_width": 8, "max_channels": 16, "residual_blocks": 2}
     small |= {"batch_size": 4, "total_kimg": 0.08, "shrink": 1.0, "load_size": 0}
-    return FAMILIES[family].recipes[recipe].replaced(**{**small, **changes})
+    whole = FAMILIES[family].recipes[recipe]
+    small |= {"downsamplings": min(whole.downsamplings, 2), "pool": min(whole.pool, 5)}
+    return whole.replaced(**{**small, **changes})
 
 
 def tiny_pairs(family: str, recipe: Recipe, count: int = 12, size: int = SIDE):
-    """Random images with the damage that the recipe asks for."""
-    images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    """Soft patches of random colour with the damage that the recipe asks for."""
+    small = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    images = np.stack([np.asarray(Image.fromarray(each).resize((SIDE, SIDE))) for each in small])
     cut = Cut(size)
     if FAMILIES[family].pairing == "unpaired":
         return UnpairedSets(images, 255 - images, cut)

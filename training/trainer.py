@@ -379,7 +379,8 @@ def sheet(
     if family.sheet is None:
         columns = [shown, translate(generator, sources, 2**recipe.downsamplings), targets]
     else:
-        given = (from_pixels(torch.from_numpy(part)).to(device) for part in (sources, targets))
+        high, wide = (length - length % 2**recipe.downsamplings for length in targets.shape[1:3])
+        given = (from_pixels(torch.from_numpy(part[:, :high, :wide])).to(device) for part in (sources, targets))
         columns = [to_pixels(image).cpu().numpy() for image in family.sheet(generator, *given)]
     count = min(len(column) for column in columns)
     high, wide = (min(column.shape[axis] for column in columns) for axis in (1, 2))

@@ -115,8 +115,16 @@ def test_grid_shows_inputs_outputs_and_targets(tmp_path, family, recipe):
     assert any((images[i] == targets[0]).all() for i in range(each))
 
 
+# Each kind of net and of answer once: an export takes seconds.
+BUILT = {
+    (name, r.architecture, r.generator_norm, r.output): (name, key)
+    for name, key in CASES
+    for r in [FAMILIES[name].recipes[key]]
+}
+
+
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize("family, recipe", BUILT.values())
 def test_export_parity_any_size_and_any_batch(tmp_path, family, recipe):
     run = read_run(tiny_pair_run(tmp_path / "run", family, shrunk_pairs(family, recipe)))
     small, folders = run.recipe, export_run(run, tmp_path / "models", "tiny")
@@ -193,6 +201,13 @@ def test_an_untrained_upscaler_is_nearly_bicubic(tmp_path):
         ("srgan", {"scale": 3}, "scale is 3, srgan has 2 and 4"),
         ("srgan", {"architecture": "unet"}, "architecture is 'unet', this family builds residual, rrdb, paper"),
         ("srgan", {"channels": 1}, "srgan takes RGB"),
+        ("pix2pix", {"architecture": "residual"}, "architecture is 'residual', this family builds unet, resnet"),
+        ("pix2pix", {"scale": 2}, "scale is 2, pix2pix keeps sizes"),
+        ("pix2pix", {"size": 18}, "size is 18, must be a multiple of 4"),
+        ("pix2pix", {"downsamplings": 0}, "a U-Net needs at least 1"),
+        ("pix2pix", {"degradation": "holes"}, "holes go with 'fill'"),
+        ("pix2pix", {"output": "fill"}, "holes go with 'fill'"),
+        ("cyclegan", {"channels": 1}, "cyclegan takes RGB"),
     ],
 )
 def test_what_a_family_does_not_build_is_refused(family, changes, message):
@@ -206,3 +221,61 @@ def test_images_alone_are_refused_and_pairs_too_where_they_do_not_belong(tmp_pat
         tiny_pair_trainer(tmp_path, "srgan", small, pairs=np.zeros((4, 16, 16, 3), np.uint8), examples=None)
     with pytest.raises(RecipeError, match="family dcgan trains on images"):
         tiny_pair_trainer(tmp_path, "srgan", small, subject=FAMILIES["dcgan"])
+
+
+def test_chroma_keeps_the_luminance_and_can_make_every_colour():
+    from training.translators import LUMA, coloured
+
+    wanted = torch.rand(1, 3, 8, 8) * 2 - 1
+    luma = sum(weight * wanted[:, i : i + 1] for i, weight in enumerate(LUMA))
+    cb = (wanted[:, 2:] - luma) / (2 - 2 * LUMA[2])
+    cr = (wanted[:, :1] - luma) / (2 - 2 * LUMA[0])
+    found = coloured(luma.expand(-1, 3, -1, -1), torch.cat([cb, cr], dim=1))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    other = coloured(wanted, torch.rand(1, 2, 8, 8) - 0.5)
+    torch.testing.assert_close(sum(w * other[:, i : i + 1] for i, w in enumerate(LUMA)), luma, atol=1e-5, rtol=0)
+
+
+def test_filling_leaves_known_pixels_alone():
+    small = shrunk_pairs("pix2pix", "holes")
+    generator = FAMILIES["pix2pix"].nets(small)["generator"].eval()
+    sources, targets = tiny_pairs("pix2pix", small).draw(np.arange(4), np.arange(4))
+    answers, missing = translate(generator, sources, 4), sources[..., 3] == 255
+    assert missing.any()
+    np.testing.assert_array_equal(answers[~missing], targets[~missing])
+    assert (answers[missing] != sources[missing][:, :3]).any()
+
+
+def test_a_conditional_discriminator_looks_at_the_source():
+    small = shrunk_pairs("pix2pix")
+    judge = FAMILIES["pix2pix"].nets(small)["discriminator"].eval()
+    image, one, other = torch.rand(3, 1, 3, 16, 16)
+    assert not torch.equal(judge(image, one), judge(image, other))
+
+
+def test_the_pool_returns_new_and_earlier_images():
+    from training.families.cyclegan import ImagePool
+
+    torch.manual_seed(0)
+    pool = ImagePool(4, 1)
+    fakes = torch.arange(1.0, 101.0).view(100, 1, 1, 1).expand(-1, 3, 1, 1)
+    torch.testing.assert_close(pool(fakes[:4]), fakes[:4])  # while it fills, what comes is shown
+    shown = torch.cat([pool(fakes[i : i + 4]) for i in range(4, 100, 4)])[:, 0, 0, 0]
+    earlier = (shown != fakes[4:, 0, 0, 0]).float().mean()
+    assert 0.3 < earlier < 0.7 and (shown <= fakes[4:, 0, 0, 0] + 3).all()
+    assert int(pool.count) == 4 and torch.equal(ImagePool(0, 1)(fakes), fakes)
+
+
+def test_the_cycle_error_is_that_of_going_there_and_back(tmp_path):
+    trainer = tiny_pair_trainer(tmp_path, "cyclegan", shrunk_pairs("cyclegan", precision="fp32", decay_from=1.0))
+    nets = trainer.nets
+    source, target = trainer.images.draw(np.arange(4), np.arange(4))
+    from training.family import Batch
+    from training.layers import from_pixels
+
+    a, b = (from_pixels(torch.from_numpy(part)) for part in (source, target))
+    losses = FAMILIES["cyclegan"].loss("generator", nets, Batch(b, torch.zeros(4, 0), source=a), trainer.recipe)
+    with torch.no_grad():
+        there_and_back = nets["generator"].b2a(nets["generator"].a2b(a))
+    assert losses.stats["cycle_error_a2b"] == pytest.approx(float((there_and_back - a).abs().mean()), rel=1e-5)
+    assert losses.terms["cycle_a2b"].detach() == pytest.approx(10 * float(losses.stats["cycle_error_a2b"]), rel=1e-5)
