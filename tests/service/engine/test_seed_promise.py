@@ -1,0 +1,131 @@
+"""The seed promise on the shipped models: the same bits alone and among extreme neighbours, through the batcher."""
+
+import asyncio
+import contextlib
+import functools
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.engine import Engine, EngineOptions
+from service.engine.latents import latents_from_seeds, truncate
+from service.errors import RunFailed
+from service.manifest import Task
+from service.package import read_package
+
+ROOT = Path(__file__).resolve().parents[3] / "models"
+SHIPPED = {
+    manifest.ref: manifest
+    for manifest in (read_package(path.parent) for path in sorted(ROOT.glob("*/*/manifest.json")))
+    if Task.GENERATE in manifest.tasks
+}
+SPLITS = [(1, 2), (1, 8), (2, 5), (3, 3), (1, 32)]
+"""Lanes and batch caps."""
+
+SEEDS = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**32 - 1])
+PICTURE = st.tuples(SEEDS, st.integers(0, 9), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+NEIGHBOUR = st.sampled_from(["zero", "tiny", "one", "thousand", "huge", "largest", "noise"])
+EXTREMES = {"zero": 0.0, "tiny": 1e-38, "one": -1.0, "thousand": 1e3, "huge": -1e30, "largest": 3.4e38}
+
+
+@functools.cache
+def plain_session(ref: str) -> onnxruntime.InferenceSession:
+    (graph,) = SHIPPED[ref].graphs.values()
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        ROOT / ref.replace("@", "/") / graph.file, session_options, ["CPUExecutionProvider"]
+    )
+
+
+def label_of(ref: str, label: int) -> int | None:
+    labels = SHIPPED[ref].generate.labels
+    return label % len(labels) if labels else None
+
+
+@functools.lru_cache(4096)
+def alone(ref: str, seed: int, label: int, truncation: float) -> np.ndarray:
+    """One picture by plain onnxruntime in a run of its own."""
+    (graph,) = SHIPPED[ref].graphs.values()
+    feeds = {graph.inputs[0].name: truncate(latents_from_seeds([seed], SHIPPED[ref].generate.latent_dim), truncation)}
+    if label_of(ref, label) is not None:
+        feeds[graph.inputs[1].name] = np.array([label_of(ref, label)], np.int64)
+    return plain_session(ref).run(None, feeds)[0][0]
+
+
+def latents(kind: str, count: int, dim: int) -> np.ndarray:
+    """Neighbours' latents, at the ends of what float32 holds."""
+    if kind == "noise":
+        return np.random.RandomState(count).standard_cauchy((count, dim)) * 100
+    signs = np.where((np.arange(count)[:, None] + np.arange(dim)) % 2, -1, 1)
+    return EXTREMES[kind] * signs
+
+
+async def among(engine: Engine, ref: str, pictures: list, neighbours: list) -> list[np.ndarray]:
+    """The pictures' images; every request is sent at once, neighbours before, between and behind them."""
+
+    async def crowd(kind: str, count: int) -> None:
+        given = latents(kind, count, SHIPPED[ref].generate.latent_dim)
+        with contextlib.suppress(RunFailed):  # more than the graph can take: that must not touch the others
+            await engine.generate(ref, latents=given, labels=label_of(ref, count), truncation=1.0)
+
+    async def one(seed: int, label: int, truncation: float) -> np.ndarray:
+        drawn = await engine.generate(ref, seeds=[seed], labels=label_of(ref, label), truncation=truncation)
+        return drawn.images[0]
+
+    crowds = [asyncio.create_task(crowd(*neighbour)) for neighbour in neighbours[: len(neighbours) // 2]]
+    wanted = []
+    for place, picture in enumerate(pictures):
+        wanted.append(asyncio.create_task(one(*picture)))
+        crowds += [asyncio.create_task(crowd(*neighbour)) for neighbour in neighbours[len(neighbours) // 2 :][place::4]]
+    images = await asyncio.gather(*wanted)
+    await asyncio.gather(*crowds)
+    return images
+
+
+def hold(examples: int, *, seeded: bool) -> None:
+    assert SHIPPED, "no shipped model draws: there is nothing to hold the promise of"
+    with asyncio.Runner() as runner:
+        engines = []
+        for lanes, cap in SPLITS:
+            fixed = EngineOptions(
+                models=ROOT, providers=("cpu",), profile_s=0, poll_models_s=None, lanes=lanes, max_batch=cap
+            )
+            engines.append(Engine(fixed))
+            runner.run(engines[-1].open())
+
+        @settings(max_examples=examples, deadline=None, derandomize=seeded, database=None)
+        @given(
+            st.sampled_from(sorted(SHIPPED)),
+            st.sampled_from(engines),
+            st.lists(PICTURE, min_size=1, max_size=4, unique=True),
+            st.lists(st.tuples(NEIGHBOUR, st.integers(1, 5)), min_size=1, max_size=5),
+        )
+        def promise(ref, engine, pictures, neighbours):
+            images = runner.run(among(engine, ref, pictures, neighbours))
+            for image, picture in zip(images, pictures, strict=True):
+                np.testing.assert_array_equal(image, alone(ref, *picture))
+
+        try:
+            promise()
+            for ref in SHIPPED:
+                sizes = set().union(*(engine.stats()[ref].batch_rows for engine in engines))
+                runs_alone = not engines[0].model(ref).plan.rows_independent
+                assert sizes == {1} if runs_alone else len(sizes) >= 4, "the search must have met batches of many sizes"
+        finally:
+            for engine in engines:
+                runner.run(engine.close())
+
+
+@pytest.mark.slow
+def test_shipped_models_keep_the_seed_promise():
+    hold(120, seeded=True)
+
+
+@pytest.mark.fuzz
+def test_shipped_models_keep_the_seed_promise_over_a_thousand_searches():
+    hold(1200, seeded=False)
