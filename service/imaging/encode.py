@@ -73,4 +73,4 @@ def encoder_version(fmt: str, options: EncodeOptions) -> str:
     if fmt == "png":
         return f"png-2:{png.deflate_version()}:{png.LEVEL}"
     quality = options.jpeg_quality if fmt == "jpeg" else options.webp_quality
-    return f"{fmt}-1:pillow-{version('pillow')}:{quality}"
+    return f"{fmt}-2:pillow-{version('pillow')}:{quality}"

@@ -5,6 +5,7 @@ JSON. Deterministic: no dates, so the same picture stays the same bytes.
 """
 
 import json
+import struct
 from dataclasses import dataclass
 
 from service.imaging.png import Chunk, international_chunk, text_chunk
@@ -40,9 +41,25 @@ class Provenance:
 
     def exif(self) -> bytes:
         """EXIF with the recipe as UserComment, for JPEG and WebP."""
-        from PIL import Image
+        comment = b"ASCII\0\0\0" + self.text().encode("ascii")
+        return (
+            _EXIF_HEAD + struct.pack(">HHII", _USER_COMMENT, _UNDEFINED, len(comment), _EXIF_SIZE) + b"\0" * 4 + comment
+        )
 
-        exif = Image.Exif()
-        exif[_SOFTWARE_TAG] = "ganymede"
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + self.text().encode("ascii")
-        return exif.tobytes()
+
+_ASCII, _LONG, _UNDEFINED = 2, 4, 7
+_NAME = b"ganymede\0\0"  # with its end, and one more to an even length
+_FIRST = 8  # of the main directory, counted from the TIFF header: 2 entries of 12 bytes between their number and a link
+_SECOND = _FIRST + 2 + 2 * 12 + 4 + len(_NAME)  # of the EXIF directory, with one entry
+_EXIF_SIZE = _SECOND + 2 + 12 + 4
+_EXIF_HEAD = b"".join(
+    (
+        b"Exif\0\0",
+        struct.pack(">2sHIH", b"MM", 42, _FIRST, 2),
+        struct.pack(">HHII", _SOFTWARE_TAG, _ASCII, len(_NAME) - 1, _SECOND - len(_NAME)),
+        struct.pack(">HHIII", _EXIF_IFD, _LONG, 1, _SECOND, 0),
+        _NAME,
+        struct.pack(">H", 1),
+    )
+)
+"""Everything before the comment's entry, the same in every file. Pillow takes 90 microseconds to build it anew."""

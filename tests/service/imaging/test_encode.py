@@ -57,6 +57,21 @@ def test_marks_say_who_made_it_and_how(fmt):
     assert json.loads(text) == MARK.recipe
 
 
+@pytest.mark.parametrize("recipe", [{}, {"model": "faces@1", "seed": 7}, {"label": "x" * 5000}])
+def test_exif_is_what_pillow_would_write(recipe):
+    marks = Provenance(recipe)
+    read = Image.Exif()
+    read.load(marks.exif())
+    assert dict(read) == {0x0131: "ganymede", 0x8769: read[0x8769]}
+    assert dict(read.get_ifd(0x8769)) == {0x9286: b"ASCII\0\0\0" + marks.text().encode()}
+    again = Image.Exif()
+    again[0x0131] = "ganymede"
+    again.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + marks.text().encode()
+    by_pillow = again.tobytes()
+    assert len(marks.exif()) == len(by_pillow)
+    assert sum(a != b for a, b in zip(marks.exif(), by_pillow, strict=True)) <= 1  # the type: UNDEFINED, as EXIF wants
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_without_marks_nothing_is_said(fmt):
     read = opened(encode(smooth(3), fmt))
