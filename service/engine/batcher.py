@@ -8,7 +8,6 @@ Everything but the session's run happens on the event loop's thread, so nothing 
 
 import asyncio
 import bisect
-import contextlib
 import logging
 import math
 import time
@@ -46,6 +45,9 @@ _SMOOTHING = 0.2  # weight of the newest run in the measured seconds per row: fo
 
 def signature_of(inputs: Arrays) -> Signature:
     """What must be equal for two entries to share a batch: names, row shapes and types."""
+    if len(inputs) == 1:
+        ((name, array),) = inputs.items()
+        return ((name, array.shape[1:], array.dtype.str),)
     return tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in inputs.items()))
 
 
@@ -218,7 +220,6 @@ class Batcher:
         self._sessions = list(sessions)
         self._make_lane = make_lane
         self._lanes = [make_lane(f"{name} lane {index}") for index in range(len(sessions))]
-        self._run_s_of = run_s
         self._run_timeout_s = run_timeout_s
         self._free = list(range(len(sessions)))
         self._running: dict[int, _Run] = {}
@@ -253,8 +254,9 @@ class Batcher:
         rows = len(next(iter(inputs.values())))
         priced_s = self._admit(inputs, rows, priority, deadline_s)
         self._arrivals += 1
-        self._gate.arrivals.count(rows, self._clock())
-        entry = Entry(inputs, rows, signature_of(inputs), self._clock(), self._arrivals, priority, deadline_s, priced_s)
+        now_s = self._clock()
+        self._gate.arrivals.count(rows, now_s)
+        entry = Entry(inputs, rows, signature_of(inputs), now_s, self._arrivals, priority, deadline_s, priced_s)
         entry.future = self._loop.create_future()
         if deadline_s is not None:
             entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
@@ -293,6 +295,7 @@ class Batcher:
             rejected_total=dict(self._rejected),
             hung_total=self._hung,
             lanes_replaced_total=self._replaced,
+            promised_rows=self._gate.promises.rows(),
         )
 
     async def drain(self, timeout_s: float) -> bool:
@@ -389,15 +392,17 @@ class Batcher:
 
         def job() -> None:
             outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
+            try:  # noqa: SIM105 - on the way of every run
                 loop.call_soon_threadsafe(self._finish, run, outcome)
+            except RuntimeError:  # the loop is closed: nobody is left to hear of it
+                pass
 
         run.timer = loop.call_later(self.bound_s(decision.rows), self._look_after, run)
         self._lanes[lane].start(job)
 
     def bound_s(self, rows: int) -> float:
         """Seconds after which one session call of so many rows is held to hang."""
-        curve_s = 0.0 if self._run_s_of is None else self._run_s_of(rows)
+        curve_s = self._costs.curve_s(rows) if self._measured else 0.0
         return max(self._run_timeout_s, HANG_FACTOR * max(curve_s, rows * self._row_s))
 
     def _look_after(self, run: _Run) -> None:

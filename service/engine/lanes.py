@@ -5,8 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -50,8 +49,7 @@ class ThreadLane:
             del job  # else the last run's arrays stay alive while the lane waits
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a run came to, one answer for each of its parts in their order.
 
     `started_s` and `ended_s` are `time.monotonic()`. `runs` counts session calls; above one, the rows ran apart.
@@ -94,6 +92,8 @@ def _answers(
     sizes = [len(next(iter(part.values()))) for part in parts]
     try:
         whole = _run(session, _join(parts), watch)
+        if len(parts) == 1:
+            return [whole], 1, 0
         ends = list(itertools.accumulate(sizes))
         bounds = zip([0, *ends], ends, strict=False)
         return [{name: array[a:b] for name, array in whole.items()} for a, b in bounds], 1, 0

@@ -51,22 +51,23 @@ class RunCosts:
 
     def least_s(self, rows: int) -> float:
         """As measured at load or lately, whichever is less."""
-        return self._curve_s(rows) * min(1.0, self._ratios.get(rows, self._ratio))
+        return self.curve_s(rows) * min(1.0, self._ratios.get(rows, self._ratio))
 
     def run_s(self, rows: int) -> float:
         """As runs of so many rows took lately, or as runs of other sizes did in proportion."""
-        return self._curve_s(rows) * self._ratios.get(rows, self._ratio)
+        return self.curve_s(rows) * self._ratios.get(rows, self._ratio)
 
     def observe(self, rows: int, seconds: float) -> None:
         """A lane was taken so long by a run of so many rows."""
-        ratio = seconds / self._curve_s(rows)
+        ratio = seconds / self.curve_s(rows)
         weight = min(FASTEST, max(SLOWEST, seconds / WINDOW_S))
         self._runs += 1
         self._ratio += max(weight, 1 / (self._runs + 1)) * (ratio - self._ratio)
         known = self._ratios.get(rows)
         self._ratios[rows] = ratio if known is None else known + weight * (ratio - known)
 
-    def _curve_s(self, rows: int) -> float:
+    def curve_s(self, rows: int) -> float:
+        """As measured at load."""
         seconds = self._measured.get(rows)
         if seconds is None:
             seconds = self._measured[rows] = max(1e-9, self._curve(rows))

@@ -27,6 +27,8 @@ class BatcherStats:
     rejected_total: dict[str, int]
     hung_total: int = 0
     lanes_replaced_total: int = 0
+    promised_rows: int = 0
+    """Rows of refused clients that are expected to come back at the time they were told."""
 
 
 def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
@@ -47,6 +49,7 @@ def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
         rejected_total=_sum_counts(graph.rejected_total for graph in graphs),
         hung_total=sum(graph.hung_total for graph in graphs),
         lanes_replaced_total=sum(graph.lanes_replaced_total for graph in graphs),
+        promised_rows=sum(graph.promised_rows for graph in graphs),
     )
 
 
