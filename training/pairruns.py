@@ -73,6 +73,8 @@ def evaluate_pairs(run: exporting.TrainedRun, args: argparse.Namespace) -> int:
             f"{recorded['source']} has changed since the run was trained on it; name it with --data if meant"
         )
     count = min(args.samples, len(data.test))
+    if count < 2:
+        raise DataError(f"needs at least 2 --samples and held-out pairs; there are {args.samples} and {len(data.test)}")
     tables: dict[str, list[PairRow]] = {}
     if data.unpaired:
         tables |= _unpaired_tables(run, data.test, count)

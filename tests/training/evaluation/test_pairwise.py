@@ -146,3 +146,12 @@ def test_the_table_names_rows_and_figures(monkeypatch):
     assert [entry["metric"] for entry in made["metrics"]] == ["PSNR", "SSIM", "KID-lite0"]
     assert made["metrics"][0]["floor"] == rows[1].metrics["psnr"]
     assert set(compare("x", targets, targets, paired=False).metrics) == {"kid_lite0"}
+
+
+def test_kid_does_not_hold_an_output_against_its_own_target(monkeypatch):
+    """Copies of the targets are as far from the other targets as these are from each other: about 0, not below."""
+    monkeypatch.setattr(pairwise, "Lite0Features", lambda: lambda images: images[:, 0, 0].astype(float))
+    targets = np.random.default_rng(0).integers(0, 3, (400, 12, 12, 3), dtype=np.uint8)
+    same = compare("x", targets, targets, perceptual=False).metrics["kid_lite0"]
+    shifted = compare("x", targets + np.uint8(2), targets, perceptual=False).metrics["kid_lite0"]
+    assert abs(same) < 0.1 * shifted
