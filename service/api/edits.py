@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -318,9 +319,11 @@ async def _pieces(
     with held:
         async with aclosing(painting.bands) as bands:  # type: ignore[type-var]
             yield writer.head()
-            yield await _apart(parts, lambda: writer.rows(first))
-            async for band in bands:
-                yield await _apart(parts, lambda band=band: writer.rows(band))  # type: ignore[misc]
+            packing = asyncio.ensure_future(_apart(parts, partial(writer.rows, first)))
+            async for band in bands:  # made while the one before it is packed
+                yield await packing
+                packing = asyncio.ensure_future(_apart(parts, partial(writer.rows, band)))
+            yield await packing
         yield writer.end()
 
 

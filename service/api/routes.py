@@ -98,14 +98,16 @@ async def generate(request: Request, parts: PartsDep) -> Response:
     """One image for each seed, seeds drawn for a count, or latents given outright."""
     record = record_of(request)
     record.task = Task.GENERATE.value
-    fields = await read_object(request, timeout_s=_timeout_s(request, parts))
+    timeout_s = _timeout_s(request, parts)
+    fields = await read_object(request, timeout_s=timeout_s)
     body = schemas.parse_generate(fields, max_images=parts.settings.max_images)
     record.stages["read"] = perf_counter() - record.started
     model = _serving(parts, body.model, Task.GENERATE)
     record.model = model.ref
     form = choose(body.as_, body.format, body.images, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
-    return await _draw(request, parts, body, form, {"vary": "Accept", **({"etag": tag} if tag else {})})
+    headers = {"vary": "Accept", "etag": tag} if tag else {"vary": "Accept"}
+    return await _draw(request, parts, body, form, headers, timeout_s)
 
 
 @router.get(
@@ -136,7 +138,7 @@ async def picture(request: Request, parts: PartsDep) -> Response:
     headers = {"cache-control": cache, "vary": "Accept", **({"etag": tag} if tag else {})}
     if tag is not None and matches(tag, field_of(request, "if-none-match")):
         return Response(status_code=304, headers=headers)
-    return await _draw(request, parts, body, form, headers)
+    return await _draw(request, parts, body, form, headers, _timeout_s(request, parts))
 
 
 @router.get("/models", summary="What is served", response_model=schemas.ModelList)
@@ -190,7 +192,12 @@ async def unload(name: str, parts: PartsDep) -> Response:
 
 
 async def _draw(
-    request: Request, parts: Parts, body: schemas.GenerateRequest, form: Form, headers: dict[str, str]
+    request: Request,
+    parts: Parts,
+    body: schemas.GenerateRequest,
+    form: Form,
+    headers: dict[str, str],
+    timeout_s: float,
 ) -> Response:
     """Ask the engine, give up when the client does, and answer."""
     record = record_of(request)
@@ -203,7 +210,7 @@ async def _draw(
         labels=body.label,
         truncation=body.truncation,
         priority=_header(request, "X-Priority", 1, 9) or 5,
-        timeout_s=_timeout_s(request, parts),
+        timeout_s=timeout_s,
     )
     drawn = await _while_connected(request, drawing)
     record.coalesced = drawn.coalesced
