@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from service.errors import GanymedeError, ImageTypeUnknown
 from service.imaging import walks
@@ -113,7 +113,7 @@ def decode(data: bytes | memoryview, limits: Limits, declared: str | None = None
 
 def decode_walked(data: bytes | memoryview, header: Header, limits: Limits) -> Decoded:
     """Decode a file that `inspect` has passed."""
-    content = without_text(memoryview(data)) if header.fmt == "PNG" else bytes(data)
+    content = without_text(memoryview(data)) if header.fmt == "PNG" else memoryview(data)
     try:
         with _open(content, header, limits) as picture:
             rgb, alpha = read_pixels(picture, lambda: _open(content, header, limits))
@@ -127,10 +127,40 @@ def decode_walked(data: bytes | memoryview, header: Header, limits: Limits) -> D
     return Decoded(rgb, alpha, header)
 
 
-def _open(content: bytes, header: Header, limits: Limits) -> "Picture":
+class _Reader(io.RawIOBase):
+    """A file over bytes that lie elsewhere: a copy of megabytes would keep every other thread waiting."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = len(self._view) if size is None or size < 0 else min(len(self._view), self._at + size)
+        piece = bytes(self._view[self._at : stop])
+        self._at = max(self._at, stop)
+        return piece
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
+        if start + offset < 0:
+            raise OSError("a place before the file's start")
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _open(content: memoryview, header: Header, limits: Limits) -> "Picture":
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(content), formats=[header.fmt])
+    picture = Image.open(cast(IO[bytes], _Reader(content)), formats=[header.fmt])
     if header.fmt != "AVIF" and {*picture.size} != {header.width, header.height} and header.fmt != "GIF":
         picture.close()
         raise unreadable(f"is malformed: its parts say {header.width}x{header.height} and {picture.size}")

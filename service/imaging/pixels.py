@@ -89,7 +89,22 @@ def _unfold(picture: "Picture", profile: bytes | None) -> tuple[Pixels, Pixels |
         unfolded = picture
     else:
         unfolded = picture.convert("RGBA" if picture.mode in ("RGBa",) else "RGB")
-    return _split(np.asarray(unfolded))
+    return _split(_array(unfolded))
+
+
+def _array(picture: "Picture") -> npt.NDArray[Any]:
+    """A loaded picture's samples, in blocks: Pillow joins its rows in one breath, while no other thread can run."""
+    width, height = picture.size
+    rows = max(1, _BLOCK_PX // max(1, width))
+    if rows >= height:
+        return np.asarray(picture)
+    first = np.asarray(picture.crop((0, 0, width, rows)))
+    out = np.empty((height, *first.shape[1:]), first.dtype)
+    out[:rows] = first
+    for top in range(rows, height, rows):
+        bottom = min(height, top + rows)
+        out[top:bottom] = np.asarray(picture.crop((0, top, width, bottom)))
+    return out
 
 
 def _split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
@@ -100,7 +115,7 @@ def _split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
 
 def _gray16(picture: "Picture") -> tuple[Pixels, Pixels | None]:
     picture.load()
-    wide = np.asarray(picture).astype(np.uint16)
+    wide = _array(picture).astype(np.uint16)
     key = picture.info.get("transparency")
     alpha = np.where(wide == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
     return np.repeat(_rounded(wide)[:, :, None], 3, axis=2), alpha
@@ -113,7 +128,7 @@ def _colour16(picture: "Picture", again: "Picture", rawmode: str) -> tuple[Pixel
     again.tile = [_other_byte(tile, _OTHER_BYTE[rawmode]) for tile in tiles]  # type: ignore[attr-defined]
     picture.load()
     again.load()
-    high, low = np.asarray(picture), np.asarray(again)
+    high, low = _array(picture), _array(again)
     if rawmode == "LA;16B":
         pair = low[:, :, 0::2].astype(np.uint16) << 8 | low[:, :, 1::2]  # [H, W, gray and alpha]
         return np.repeat(_rounded(pair[:, :, :1]), 3, axis=2), _rounded(pair[:, :, 1])
@@ -151,7 +166,7 @@ def _to_srgb(rgb: Pixels, profile: bytes) -> Pixels:
     from PIL import Image
 
     moved = _transformed(Image.fromarray(rgb), profile)
-    return rgb if moved is None else np.ascontiguousarray(np.asarray(moved))
+    return rgb if moved is None else np.ascontiguousarray(_array(moved))
 
 
 def _transformed(picture: "Picture", profile: bytes) -> "Picture | None":

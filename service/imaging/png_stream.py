@@ -7,6 +7,9 @@ import numpy as np
 from service.imaging import png
 from service.imaging.png import LEVEL, Chunk, Image, chunk
 
+PIECE_BYTES = 1 << 19
+"""Of rows that are filtered at once: what that takes on the way stays small."""
+
 
 class PngStream:
     """One picture. `head()` first, then `rows(...)` from top to bottom, then `end()`; each answers bytes to send.
@@ -41,13 +44,19 @@ class PngStream:
             raise ValueError(f"{self._left} rows of {list(self._shape)} are left, not {band.dtype} {list(band.shape)}")
         self._left -= len(band)
         flat = np.ascontiguousarray(band).reshape(len(band), -1)
+        rows = max(8, PIECE_BYTES // flat.shape[1])
+        packed = b"".join(self._packed(flat[top : top + rows]) for top in range(0, len(flat), rows))
+        return chunk(b"IDAT", packed) if packed else b""
+
+    def _packed(self, flat: Image) -> bytes:
+        """Rows [rows, bytes], filtered and packed."""
         known = 0 if self._last is None else 1
         joined = flat if self._last is None else np.concatenate([self._last[None], flat])
         out = np.empty((len(joined), 1 + flat.shape[1]), np.uint8)
         png._filter_band(joined, self._shape[1], known, len(joined), out)
         self._last = flat[-1].copy()
-        packed = self._deflate.compress(out[known:])
-        return chunk(b"IDAT", packed) if packed else b""
+        packed: bytes = self._deflate.compress(out[known:])
+        return packed
 
     def end(self) -> bytes:
         """What is left of the pixels, and the end.

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from service.engine.batcher import LAST, Answer, Batcher
 from service.engine.reach import geometry
 from service.engine.repository import LoadedModel
-from service.engine.tiling import Geometry, Span, spans
+from service.engine.tiling import Axis, Geometry, Span, spans
 from service.errors import DeadlineExceeded, GraphMismatch, ImageTooLarge, Overloaded
 from service.manifest import GraphSpec, Manifest, TensorSpec
 from service.onnxgraph import read_graph
@@ -27,7 +27,10 @@ Pixels = npt.NDArray[np.uint8]
 LEAST_SIDE = 32
 """Pictures are padded to this where the reach is unknown: mirrors and strides within the graph need some room."""
 SPARE_TILES = 1
-"""Tiles in flight beyond two for each lane, so that lanes find the next one queued while the last is being pasted."""
+"""Tiles in flight beyond one for each lane, so that a lane finds the next one queued while the last is being pasted.
+More would ride together and take as many times the memory, without being faster."""
+REACHES = 5
+"""A window is at least so many times as wide as the graph reaches: it then spends two fifths on each axis on seams."""
 RETRY_S = 0.05
 """Seconds, at least, before a tile that found the queue full comes again."""
 
@@ -170,16 +173,19 @@ def mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.int64]:
     return np.where(places < length, places, period - places)
 
 
-def lay_out(length: int, side: int, multiple: int, reach: "Geometry", axis: str) -> tuple[int, list[Span]]:
-    """The padded length of one axis, and its tiles; one tile where the graph needs the whole picture."""
-    bounds = reach.height if axis == "height" else reach.width
+def lay_out(length: int, side: int, multiple: int, bounds: Axis, reach: Geometry) -> list[Span]:
+    """The tiles of one axis, its mirrored padding included; one tile where the graph needs the whole picture.
+
+    Args:
+        side: of the windows that memory and waiting times are good with; `REACHES` may widen it.
+    """
     least = LEAST_SIDE if reach.whole else max(bounds.before, bounds.after) + 1
     step = int(np.lcm(multiple, bounds.align))
     padded = -(-max(length, least) // step) * step
     if reach.whole:
-        return padded, [Span(0, padded, 0, padded)]
-    stepped = type(bounds)(bounds.before, bounds.after, step, bounds.scale)
-    return padded, spans(padded, side, stepped)
+        return [Span(0, padded, 0, padded)]
+    wished = max(side, REACHES * max(bounds.before, bounds.after))
+    return spans(padded, wished, Axis(bounds.before, bounds.after, step, bounds.scale))
 
 
 def check_whole(model: LoadedModel, reach: Geometry, height: int, width: int, limit: int) -> None:
@@ -237,7 +243,7 @@ async def _sweep(
     """All tiles in reading order, few in flight."""
     loop = asyncio.get_running_loop()
     places = iter([(row, column) for row in rows for column in columns])
-    flight = 2 * batcher.stats().lanes + SPARE_TILES
+    flight = batcher.stats().lanes + SPARE_TILES
     flying: deque[tuple[Span, Span, asyncio.Task[Answer]]] = deque()
     leading: asyncio.Task[Answer] | None = None
     try:

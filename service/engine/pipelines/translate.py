@@ -96,8 +96,8 @@ async def translate(model: LoadedModel, picture: Picture, bounds: Bounds, schedu
     height, width = source.height, source.width
     output = tensor_of(graph.outputs, "image")
     if spec.size is None:
-        _, rows = lay_out(height, bounds.tile_side, spec.multiple, reach, "height")
-        _, columns = lay_out(width, bounds.tile_side, spec.multiple, reach, "width")
+        rows = lay_out(height, bounds.tile_side, spec.multiple, reach.height, reach)
+        columns = lay_out(width, bounds.tile_side, spec.multiple, reach.width, reach)
     else:
         rows, columns = one_tile(height), one_tile(width)
     tally = Tally()

@@ -84,8 +84,9 @@ async def upscale(
     check_whole(model, reach, height, width, bounds.max_whole_pixels)
     source, alpha = await asyncio.to_thread(_ready, spec, graph, rgb, alpha)
     output = tensor_of(graph.outputs, "image")
-    _, rows = lay_out(height, bounds.tile_side, 1, reach, "height")
-    _, columns = lay_out(width, bounds.tile_side, 1, reach, "width")
+    side = 2 * bounds.tile_side // spec.scale  # what is enlarged takes the memory
+    rows = lay_out(height, side, 1, reach.height, reach)
+    columns = lay_out(width, side, 1, reach.width, reach)
     tally = Tally()
 
     def finish(band: Pixels, top: int) -> Pixels:

@@ -7,7 +7,9 @@ from service.imaging.limits import Header, Limits, check_rest, unreadable
 
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PIXELS = (b"IDAT", b"fdAT")
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PACKED_TEXTS = (b"zTXt", b"iTXt")
+_TEXTS = (b"tEXt", *_PACKED_TEXTS)
+_PIECE = 1 << 16  # bytes unpacked at once
 
 
 def walk_png(view: memoryview, limits: Limits) -> Header:
@@ -43,20 +45,20 @@ def walk_png(view: memoryview, limits: Limits) -> Header:
     return Header("PNG", width, height, frames)
 
 
-def without_text(view: memoryview) -> bytes:
-    """A PNG that was walked, less its texts: packed ones are small bombs, and nothing here reads them."""
-    kept, at = [bytes(view[:8])], 8
-    found = False
+def without_text(view: memoryview) -> memoryview:
+    """A PNG that was walked, less its texts where any is packed: each is a small bomb, and nothing here reads them."""
+    at, packed = 8, False
+    spans: list[tuple[int, int]] = [(0, 8)]
     while at + 12 <= len(view):
         length, kind = struct.unpack_from(">I4s", view, at)
-        if kind in _TEXTS:
-            found = True
-        else:
-            kept.append(bytes(view[at : at + 12 + length]))
-        at += 12 + length
+        packed |= kind in _PACKED_TEXTS
+        stop = at + 12 + length
+        if kind not in _TEXTS:
+            spans[-1:] = [(spans[-1][0], stop)] if spans[-1][1] == at else [spans[-1], (at, stop)]
+        at = stop
         if kind == b"IEND":
             break
-    return b"".join(kept) if found else bytes(view)
+    return memoryview(b"".join(view[start:stop] for start, stop in spans)) if packed else view
 
 
 def _ihdr(view: memoryview, limits: Limits) -> tuple[int, int]:
@@ -76,11 +78,14 @@ def _check_packed_profile(chunk: memoryview, limits: Limits) -> None:
     if name < 1:
         return  # not a profile; Pillow passes over it
     unpacker = zlib.decompressobj()
+    packed, total = bytes(chunk[name + 2 :]), 0
     try:
-        profile = unpacker.decompress(chunk[name + 2 :], limits.max_profile_bytes + 1)
+        while packed and not unpacker.eof:
+            total += len(unpacker.decompress(packed, _PIECE))
+            limits.check_metadata(total, "colour profile")
+            packed = unpacker.unconsumed_tail
     except zlib.error:
         raise unreadable("is malformed: a colour profile that cannot be unpacked") from None
-    limits.check_metadata(len(profile), "colour profile")
 
 
 def walk_gif(view: memoryview, limits: Limits) -> Header:
