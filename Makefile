@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench bench-race bench-bound train export docker test-docker test-promtool gpu-env test-gpu clean
+.PHONY: help serve test fuzz check format bench bench-race bench-bound bench-overload train export docker test-docker test-promtool gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ bench-race: $(VENV)/.dev ## race the server against its peers on the same models
 
 bench-bound: $(VENV)/.dev ## measure the server beside bare loops and a null route, and batching on against off [SECONDS=1.5] [ROUNDS=3]
 	PYTHONPATH=. $(BIN)/python benchmarks/bound.py --models models --seconds $(or $(SECONDS),1.5) --rounds $(or $(ROUNDS),3) --append benchmarks/RESULTS.md
+
+bench-overload: $(VENV)/.dev ## three times the load that a server can bear, and what it does to it [SECONDS=20]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/overload.py --seconds $(or $(SECONDS),20) --append benchmarks/RESULTS.md
 
 bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs from `python -m training data landscapes`
 	PYTHONPATH=. $(ONE_THREAD) $(BIN)/python benchmarks/codec.py --models models --append benchmarks/RESULTS.md
