@@ -68,7 +68,14 @@ class Source:
         """A window as one row of each input; beyond the border the picture is mirrored."""
         rows = mirrored(row.start, row.stop, self.height)
         columns = mirrored(column.start, column.stop, self.width)
-        return {name: plane[rows[:, None], columns][None] for name, plane in self.planes.items()}
+        left, right = int(columns.min()), int(columns.max()) + 1
+        inside = row.stop <= self.height and column.stop <= self.width
+        cut = {}
+        for name, plane in self.planes.items():
+            part = plane[row.start : row.stop, left:right] if inside else plane[:, left:right].take(rows, axis=0)
+            part = part if inside else part.take(columns - left, axis=1)
+            cut[name] = np.ascontiguousarray(part)[None]  # copies like these let other threads run; indexing does not
+        return cut
 
 
 @dataclass
@@ -99,7 +106,7 @@ class Painting:
                 return band
             if out is None:
                 out = np.empty((self.height, self.width, self.channels), np.uint8)
-            out[top : top + len(band)] = band
+            await asyncio.to_thread(np.copyto, out[top : top + len(band)], band)
             top += len(band)
         assert out is not None  # a picture has at least one band
         return out
