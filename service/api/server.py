@@ -21,6 +21,9 @@ from service.settings import Settings
 
 _log = logging.getLogger("ganymede")
 
+SWITCH_S = 0.0005
+"""How long a lane or an encoder that is done may wait for the interpreter. Python's 5 ms are many runs of a small model."""
+
 LINGER_S = 0.2
 """Between closing the port and closing idle connections: what clients had sent by then is still read and answered."""
 
@@ -28,6 +31,7 @@ LINGER_S = 0.2
 def serve(settings: Settings) -> int:
     """Serve until a signal; the exit status: 0 drained, 1 the models or the port could not be opened."""
     start_logs(settings)
+    sys.setswitchinterval(SWITCH_S)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

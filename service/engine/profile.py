@@ -28,8 +28,12 @@ log = logging.getLogger(__name__)
 
 RUN_OVERHEAD_S = 150e-6
 """What a run costs outside of the session: two thread switches, slicing, checking. Makes tiny graphs batch."""
-KNEE = 1.10
-"""A batch is wide enough when a row costs at most this times the cheapest row measured: narrower means less waiting."""
+KNEE = 1.03
+"""A batch is wide enough when a row costs at most this times the cheapest row measured.
+
+Narrower means shorter runs for those who come next; but where requests queue at all, what a row costs decides how long
+everybody waits, and a lone request never rides in a wide run.
+"""
 SHARE = 1.5
 """Rows are spread over free lanes while a row costs at most this times the cheapest."""
 TIE = 1.05
@@ -38,7 +42,7 @@ RATE_S = 0.08
 """Seconds for which one split of lanes and threads is timed, or four runs where those take longer."""
 TIME_S = 0.02
 """Seconds for which one batch size is timed, and three runs at least."""
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
-from random import SystemRandom
+from random import Random
 from time import perf_counter
 from urllib.parse import quote
 
@@ -15,7 +15,7 @@ from service.metrics import Metrics
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
-_random = SystemRandom().getrandbits
+_random = Random().getrandbits  # seeded by the system; ids need be unique, not secret
 _log = logging.getLogger("ganymede")
 
 

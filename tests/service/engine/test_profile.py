@@ -51,7 +51,7 @@ def test_the_containers_quota_counts(tmp_path, monkeypatch, files, cpus):
     [
         ({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}, 1),  # a CPU: a row costs what it costs
         ({1: 1.0, 2: 1.01, 4: 1.02, 8: 1.04}, 8),  # a GPU: wider is free
-        ({1: 1.0, 2: 1.2, 4: 2.3, 8: 4.6}, 2),  # beyond two hardly a gain
+        ({1: 1.0, 2: 1.16, 4: 2.3, 8: 4.6}, 2),  # beyond two hardly a gain
         ({1: 1.0, 2: 1.2, 4: 2.0, 8: 8.0}, 4),  # loses beyond
         ({1: 1e-6, 2: 2e-6, 4: 4e-6, 8: 8e-6}, 8),  # so small that handing over dominates
     ],
