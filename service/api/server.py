@@ -22,7 +22,7 @@ from service.settings import Settings
 _log = logging.getLogger("ganymede")
 
 SWITCH_S = 0.0005
-"""How long a lane or an encoder that is done may wait for the interpreter. Python's 5 ms are many runs of a small model."""
+"""How long a lane that is done may wait for the interpreter. Python's 5 ms are many runs of a small model."""
 
 LINGER_S = 0.2
 """Between closing the port and closing idle connections: what clients had sent by then is still read and answered."""
