@@ -129,6 +129,7 @@ class FakeEngine:
         truncation=1.0,
         priority=5,
         timeout_s=None,
+        lone=False,
     ) -> Generated:
         self.calls.append({"model": model, "seeds": seeds, "priority": priority, "timeout_s": timeout_s})
         if self.draining:

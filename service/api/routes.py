@@ -211,6 +211,7 @@ async def _draw(
         truncation=body.truncation,
         priority=_header(request, "X-Priority", 1, 9) or 5,
         timeout_s=timeout_s,
+        lone=parts.metrics.in_flight <= 1,
     )
     drawn = await _while_connected(request, drawing)
     record.coalesced = drawn.coalesced

@@ -189,6 +189,8 @@ class Batcher:
         row_s: measured seconds of one lane per row, to begin predictions with; the runs themselves correct it.
         run_s: measured seconds of a run of so many rows, where a cost curve is known.
         run_timeout_s: seconds below which no run is held to hang; see `HANG_FACTOR`.
+        lone_s: a lone request whose run is predicted to take at most so long runs on the event loop itself, since handing
+            it to a lane and back would cost more; 0 never. Only for runs that cannot hang: nobody could end them there.
         name: for threads and errors.
         make_lane: the threads; tests put in lanes of their own.
         clock: seconds; tests put in one of their own.
@@ -204,6 +206,7 @@ class Batcher:
         row_s: float = 0.01,
         run_s: Callable[[int], float] | None = None,
         run_timeout_s: float = 10.0,
+        lone_s: float = 0.0,
         name: str = "model",
         make_lane: Callable[[str], Lane] = ThreadLane,
         clock: Callable[[], float] = time.monotonic,
@@ -221,6 +224,7 @@ class Batcher:
         self._make_lane = make_lane
         self._lanes = [make_lane(f"{name} lane {index}") for index in range(len(sessions))]
         self._run_timeout_s = run_timeout_s
+        self._lone_s = lone_s
         self._free = list(range(len(sessions)))
         self._running: dict[int, _Run] = {}
         self._queue: list[Entry] = []
@@ -237,13 +241,16 @@ class Batcher:
         self._ended: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
-    async def submit(self, inputs: Arrays, *, priority: int = USUAL, deadline_s: float | None = None) -> Answer:
+    async def submit(
+        self, inputs: Arrays, *, priority: int = USUAL, deadline_s: float | None = None, lone: bool = False
+    ) -> Answer:
         """Queue a request's rows and wait for their answer. Cancelling the wait withdraws the rows.
 
         Args:
             inputs: every input of the graph, as many rows in each, at least one.
             priority: 1 (first) to 9.
             deadline_s: in the event loop's time; None waits for as long as it takes.
+            lone: the caller knows of no other request that is being answered; see `lone_s`.
 
         Raises:
             Overloaded: the queue is full, or the deadline cannot be met; nothing was queued.
@@ -267,7 +274,9 @@ class Batcher:
             self._queue.append(entry)
         self._queue_rows += rows
         self._waiting[priority] += rows
-        if self._free and not self._scheduled:
+        if lone and not self._running and len(self._queue) == 1 and self._costs.run_s(rows) <= self._lone_s:
+            self._dispatch(apart=False)
+        elif self._free and not self._scheduled:
             self._scheduled = True  # at the end of this turn of the loop: requests that arrived together ride together
             self._loop.call_soon(self._dispatch)
         try:
@@ -357,8 +366,8 @@ class Batcher:
         ends_s.sort()
         return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, max(1, round(self._fill)))
 
-    def _dispatch(self) -> None:
-        """Hand the queue to the lanes that are free."""
+    def _dispatch(self, *, apart: bool = True) -> None:
+        """Hand the queue to the lanes that are free; or, not `apart`, run it here and now in their place."""
         self._scheduled = False
         while self._free and self._queue:
             decision = take(self._queue, self._loop.time(), self._policy_of(self._free[-1]), len(self._free))
@@ -375,7 +384,7 @@ class Batcher:
                 self._waiting[part.entry.priority] -= rows
             if self._queue and len(self._free) == 1:
                 self._fill += FILL_WEIGHT * (decision.rows - self._fill)
-            self._start(self._free.pop(), decision)
+            self._start(self._free.pop(), decision, apart)
 
     def _policy_of(self, lane: int) -> BatchPolicy:
         """The policy, within what the lane's session has been found to hold in memory."""
@@ -384,14 +393,21 @@ class Batcher:
             return self.policy
         return BatchPolicy(limit, min(limit, self.policy.min_share))
 
-    def _start(self, lane: int, decision: Decision) -> None:
+    def _start(self, lane: int, decision: Decision, apart: bool) -> None:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop
         run = _Run(lane, decision, self._clock(), Watch())
         self._running[lane] = run
         parts = [_rows(part) for part in slices]
 
+        def outcome_of() -> Outcome:
+            return run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
+
+        if not apart:
+            self._finish(run, outcome_of())
+            return
+
         def job() -> None:
-            outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
+            outcome = outcome_of()
             try:  # noqa: SIM105 - on the way of every run
                 loop.call_soon_threadsafe(self._finish, run, outcome)
             except RuntimeError:  # the loop is closed: nobody is left to hear of it

@@ -172,6 +172,7 @@ class Engine:
         truncation: float = 1.0,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        lone: bool = False,
     ) -> Generated:
         """Draw one image per seed, per drawn seed, or per latent.
 
@@ -184,6 +185,7 @@ class Engine:
             truncation: 0 to 2; below 1 less variety and more typical pictures.
             priority: 1 (first) to 9.
             timeout_s: seconds from now after which nobody wants the answer; None waits for as long as it takes.
+            lone: the caller knows of no other request that is being answered: a short run then needs no other thread.
 
         Raises:
             UnknownModel, TaskNotServed, TooLarge, InvalidRequest: the request is wrong; `field` says where.
@@ -198,12 +200,12 @@ class Engine:
         began_s = loop.time()
         deadline_s = None if timeout_s is None else began_s + timeout_s
         if rows.key is None:
-            drawn, coalesced = await generating.draw(loaded, rows, priority, deadline_s), False
+            drawn, coalesced = await generating.draw(loaded, rows, priority, deadline_s, lone=lone), False
         else:
             key = (loaded, rows.key)
             try:
                 drawn, coalesced = await self._flights.run(
-                    key, priority, lambda: generating.draw(loaded, rows, priority, deadline_s), deadline_s
+                    key, priority, lambda: generating.draw(loaded, rows, priority, deadline_s, lone=lone), deadline_s
                 )
             except TimeoutError:
                 raise DeadlineExceeded(f"{loaded.ref}: not finished before the deadline") from None

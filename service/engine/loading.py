@@ -16,6 +16,7 @@ from service.engine.recovery import RecoveringSession
 from service.engine.session import Array, Arrays, OrtSession, Watch, check_golden
 from service.errors import FileInvalid, GanymedeError
 from service.manifest import GraphSpec, Manifest
+from service.onnxfile import read_contents
 from service.package import read_golden, verify_package
 
 log = logging.getLogger(__name__)
@@ -24,17 +25,25 @@ END_S = 2.0
 """Seconds that a load which was told to end gets before its thread is left behind."""
 
 
+LONE_S = 0.002
+"""A lone request's run of at most so long stays on the event loop: whoever comes meanwhile waits no longer than that."""
+LOOPS = {"Loop", "Scan"}
+"""Operators whose runs may never end, so that they need a thread that can be given up."""
+
+
 @dataclass(frozen=True)
 class PreparedGraph:
     """One graph that passed every check: a session for each lane; lanes of one device may share one.
 
     `why`: why no better provider was obtained, or a device was left out. `row`: the first recorded row of each input.
+    `lone_s`: see `Batcher`; 0 where a run could hang (loops in the graph) or waits for a device anyway.
     """
 
     plan: Plan
     sessions: list[RecoveringSession]
     why: tuple[str, ...]
     row: dict[str, Array]
+    lone_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,10 @@ def _prepare_graph(
         for session in own:
             session.watch = None
         lanes += _recovering(own, partial(make, plan.threads, device_id), ref)
-    return PreparedGraph(plan, lanes, why, resize({tensor.name: golden[tensor.name] for tensor in spec.inputs}, 1))
+    row = resize({tensor.name: golden[tensor.name] for tensor in spec.inputs}, 1)
+    kinds = {kind for _, kind in read_contents(folder / spec.file).operators}
+    ends = first.provider == "cpu" and not kinds & LOOPS
+    return PreparedGraph(plan, lanes, why, row, LONE_S if ends else 0.0)
 
 
 def _on_further_devices(

@@ -339,6 +339,7 @@ class Repository:
                 row_s=plan.row_s,
                 run_s=plan.run_s,
                 run_timeout_s=self._options.run_timeout_s,
+                lone_s=graph.lone_s,
                 name=prepared.manifest.ref,
             )
             spec = prepared.manifest.graphs[name]

@@ -91,18 +91,21 @@ def _graph(manifest: Manifest) -> str:
     return drawing[0]
 
 
-async def draw(model: LoadedModel, rows: Rows, priority: int = USUAL, deadline_s: float | None = None) -> Drawn:
+async def draw(
+    model: LoadedModel, rows: Rows, priority: int = USUAL, deadline_s: float | None = None, *, lone: bool = False
+) -> Drawn:
     """Draw the images of one request.
 
     Args:
         deadline_s: in the event loop's time.
+        lone: see `Batcher.submit`.
 
     Raises:
         Overloaded, NotReady, DeadlineExceeded, RunFailed: see `Batcher.submit`.
     """
     wiring = _wiring(model)
     batcher = model.graphs[wiring.graph].batcher
-    answer = await batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s)
+    answer = await batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s, lone=lone)
     return Drawn(answer.outputs[wiring.image], answer)
 
 

@@ -125,6 +125,47 @@ async def test_a_lone_request_starts_without_waiting():
     assert bench.at_rest()
 
 
+async def test_a_short_run_of_a_lone_request_needs_no_lane():
+    bench = Bench(lone_s=0.002, row_s=0.001)
+    answer = await bench.batcher.submit(rows([3]), lone=True)
+    assert answer.outputs["y"].tolist() == [[7, 7]] and answer.runs == 1
+    assert bench.lanes[0].job is None and bench.session.batches == [[3.0]] and bench.at_rest()
+    assert bench.batcher.stats().runs_total == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "lone", "lone_s"), [(1, False, 0.002), (1, True, 0.0), (3, True, 0.002)], ids=["told", "off", "long"]
+)
+async def test_any_other_gets_a_lane(count, lone, lone_s):
+    bench = Bench(lone_s=lone_s, row_s=0.001)
+    task = bench.send(range(count), lone=lone)
+    await settle()
+    assert bench.lanes[0].job is not None
+    await bench.finish()
+    assert task.result().batch_rows == count
+
+
+async def test_nothing_runs_on_the_loop_while_a_lane_runs_or_others_wait():
+    bench = Bench(lone_s=0.002, row_s=0.001)
+    first = bench.send([1])
+    await settle()
+    second = bench.send([2], lone=True)
+    third = bench.send([3], lone=True)
+    await settle()
+    assert bench.session.batches == [], "all are with the lane or wait for it"
+    await bench.finish()
+    assert [task.result().outputs["y"][0, 0] for task in (first, second, third)] == [3, 5, 7]
+
+
+@pytest.mark.parametrize("kind", POISONS)
+async def test_a_poisoned_row_on_the_loop_is_its_own_error(kind):
+    bench = Bench(lone_s=0.002, row_s=0.001)
+    with pytest.raises(RunFailed):
+        await bench.batcher.submit(rows([1], poison=kind), lone=True)
+    assert bench.at_rest()
+    assert (await bench.batcher.submit(rows([1]), lone=True)).outputs["y"].tolist() == [[3, 3]]
+
+
 async def test_requests_of_one_turn_ride_together_and_later_ones_wait_for_the_lane():
     bench = Bench()
     first = [bench.send([1]), bench.send([2])]

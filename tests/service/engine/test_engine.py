@@ -590,3 +590,15 @@ async def test_a_follower_draws_for_itself_when_the_first_leaves(tiny_models):
         assert np.array_equal((await second).images[0], alone(tiny_models, "tiny-rgb@1", 9, None, 1.0))
         with pytest.raises(asyncio.CancelledError):
             await first
+
+
+async def test_a_lone_request_of_a_small_model_stays_on_the_loop_and_draws_the_same(tiny_models):
+    async with Engine(options(tiny_models, lanes=1)) as engine:
+        lanes = [graph.batcher._lanes[0] for model in engine._repository.loaded for graph in model.graphs.values()]
+        started = []
+        for lane in lanes:
+            lane.start = lambda job: started.append(job)
+        for seed in range(5):
+            drawn = await engine.generate("tiny-rgb", seeds=[seed], lone=True)
+            assert np.array_equal(drawn.images[0], alone(tiny_models, "tiny-rgb@1", seed, None, 1.0))
+    assert started == []
