@@ -189,8 +189,8 @@ class Batcher:
         row_s: measured seconds of one lane per row, to begin predictions with; the runs themselves correct it.
         run_s: measured seconds of a run of so many rows, where a cost curve is known.
         run_timeout_s: seconds below which no run is held to hang; see `HANG_FACTOR`.
-        lone_s: a lone request whose run is predicted to take at most so long runs on the event loop itself, since handing
-            it to a lane and back would cost more; 0 never. Only for runs that cannot hang: nobody could end them there.
+        lone_s: a lone request whose run is predicted to take at most so long runs on the event loop itself: handing it
+            to a lane and back would cost more. 0 never. Only for runs that cannot hang: nobody could end them there.
         name: for threads and errors.
         make_lane: the threads; tests put in lanes of their own.
         clock: seconds; tests put in one of their own.

@@ -26,7 +26,7 @@ END_S = 2.0
 
 
 LONE_S = 0.002
-"""A lone request's run of at most so long stays on the event loop: whoever comes meanwhile waits no longer than that."""
+"""A lone request's run of at most so long stays on the event loop: who comes meanwhile waits no longer than that."""
 LOOPS = {"Loop", "Scan"}
 """Operators whose runs may never end, so that they need a thread that can be given up."""
 
