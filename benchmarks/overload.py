@@ -71,9 +71,17 @@ class Client:
     async def send(self, request: bytes, due: float | None = None) -> Reply:
         """One request. A connection whose request was cancelled is closed."""
         due = time.perf_counter() if due is None else due
+        while self._idle:
+            try:
+                return await self._ask(*self._idle.pop(), request, due)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass  # the server had closed it, idle as it was
         parts = urlsplit(self.url)
-        pair = self._idle.pop() if self._idle else await asyncio.open_connection(parts.hostname, parts.port)
-        reader, writer = pair
+        return await self._ask(*await asyncio.open_connection(parts.hostname, parts.port), request, due)
+
+    async def _ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, due: float
+    ) -> Reply:
         try:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
@@ -82,7 +90,7 @@ class Client:
         except BaseException:
             writer.close()
             raise
-        self._idle.append(pair)
+        self._idle.append((reader, writer))
         retry = re.search(rb"(?i)\r\nretry-after-ms: (\d+)", head)
         retry_s = int(retry[1]) / 1000 if retry else None
         return Reply(int(head[9:12]), time.perf_counter() - due, retry_s, body)

