@@ -190,11 +190,16 @@ class _ColourHead(nn.Conv2d):
         return torch.tanh(super().forward(x))
 
 
+LEARNT_SHARPNESS, DRAWN_SHARPNESS = 16.0, 32.0
+"""Factors on a palette head's logits. At the first, training settles on mixtures that are softer than drawings are."""
+
+
 class _PaletteHead(nn.Module):
     """Features [N, F, H, W] to mixtures of a few colours, [N, C, H, W] in [-1, 1].
 
-    A softmax saturates: areas of one colour come out exactly flat and edges are mixtures of two, as in a drawing. A
-    free colour head leaves a few levels of noise there, which is far from invisible on flat areas.
+    Shares below 0.8 of an even mixture's are cut to zero, so that areas of one colour come out exactly flat and edges
+    are mixtures of two or three, as in a drawing. A free colour head leaves a few levels of noise there, which is far
+    from invisible on flat areas, and so does a plain softmax, whose shares never end at zero.
     """
 
     def __init__(self, features: int, recipe: Recipe) -> None:
@@ -211,8 +216,12 @@ class _PaletteHead(nn.Module):
         nn.init.normal_(self.colours[2].bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        # Logits are scaled up so that the first images are not one grey.
-        weights = (4 * self.mix(x)).softmax(dim=1)
+        # Learning needs soft mixtures, for a saturated one has no gradient; drawing is done with sharper ones.
+        sharpness = LEARNT_SHARPNESS if self.training else DRAWN_SHARPNESS
+        weights = (sharpness * self.mix(x)).softmax(dim=1)
+        # The largest share is at least an even one's: the sum below is never zero.
+        weights = F.relu(weights - 0.8 / weights.shape[1])
+        weights = weights / weights.sum(dim=1, keepdim=True)
         image: Tensor = self.palette(z).transpose(1, 2) @ weights.flatten(2)
         return image.view(-1, self.shape[1], *x.shape[2:])
 
