@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api import faults, problems, routes
+from service.api import faults, problems, requests
 from service.api.negotiation import choose, field_of
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
@@ -87,7 +87,7 @@ def _openapi(properties: dict[str, Any]) -> dict[str, Any]:
     ]
     form = {"type": "object", "properties": properties, "required": ["image", "model"]}
     content = {FORM: {"schema": form}, "image/*": {"schema": _BINARY}}
-    return {"parameters": [*query, *routes._HEADERS], "requestBody": {"required": True, "content": content}}
+    return {"parameters": [*query, *requests.HEADERS], "requestBody": {"required": True, "content": content}}
 
 
 _FIELDS = {"image": _BINARY, "model": _TEXT, "format": {"enum": list(FORMATS)}}
@@ -133,13 +133,13 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     """Read, decode, run, encode."""
     record = record_of(request)
     record.task = task.value
-    timeout_s = routes._timeout_s(request, parts)
+    timeout_s = requests.timeout_of(request, parts)
     with ExitStack() as held:
         asked = await _read(request, parts, task, known, held)
         form = choose("image", asked.fmt, 1, field_of(request, "accept"))
         left_s = max(0.001, timeout_s - (perf_counter() - record.started))
-        started = _begin(parts, task, asked, routes._header(request, "X-Priority", 1, 9) or 5, left_s)
-        painting = await routes._while_connected(request, started)
+        started = _begin(parts, task, asked, requests.number_of(request, "X-Priority", 1, 9) or 5, left_s)
+        painting = await requests.while_connected(request, started)
         record.model = painting.model
         headers = {"x-model": painting.model, "vary": "Accept"}
         if painting.model == asked.model.manifest.ref:
@@ -147,11 +147,11 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
         if painting.resized is not None:
             headers["x-resized"] = f"{painting.resized[1]}x{painting.resized[0]}"
         if form.fmt == "png" and painting.height * painting.width >= STREAMED_PX:
-            first = await routes._while_connected(request, _first(painting))
+            first = await requests.while_connected(request, _first(painting))
             record.take(painting.tally)  # type: ignore[arg-type]
             record.images = 1
             return _Streamed(_pieces(parts, painting, first, held.pop_all()), headers, FORMATS["png"])
-        pixels = await routes._while_connected(request, painting.whole())
+        pixels = await requests.while_connected(request, painting.whole())
     record.take(painting.tally)  # type: ignore[arg-type]
     started_s = perf_counter()
     mark, options = _mark(parts, painting), parts.encode_options
@@ -183,15 +183,15 @@ async def _read(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     uploads, pictures = _rooms(request, parts)
     query = query_fields(request)
     if "model" in query:  # refused before a byte of the body is read
-        routes._serving(parts, query["model"], task)
+        requests.serving(parts, query["model"], task)
     size = expected_bytes(request, settings.max_upload_bytes)
     with uploads.taken(size):
-        body = await read_body(request, size, routes._timeout_s(request, parts))
+        body = await read_body(request, size, requests.timeout_of(request, parts))
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")
         form = await _apart(parts, lambda: take_apart(body, content_type, query, known))
-        model = routes._serving(parts, _required(form, "model"), task)
+        model = requests.serving(parts, _required(form, "model"), task)
         record.model = model.manifest.ref
         scale, fmt = _choices(form, model)
         if "image" not in form.files:

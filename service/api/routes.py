@@ -1,11 +1,9 @@
 """The endpoints, thin: what they accept is in schemas, what they answer in pictures, what goes wrong in problems."""
 
-import asyncio
 import dataclasses
-from collections.abc import Coroutine
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
@@ -17,15 +15,14 @@ from service.api.negotiation import Form, choose, field_of, matches
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import entity_tag, image_response
 from service.api.record import record_of
+from service.api.requests import HEADERS, number_of, serving, timeout_of, while_connected
 from service.api.strict_json import read_object, shown
 from service.errors import (
     DeadlineExceeded,
-    GanymedeError,
     InvalidRequest,
     NotReady,
     Overloaded,
     RunFailed,
-    TaskNotServed,
     UnknownModel,
 )
 from service.imaging import FORMATS
@@ -34,14 +31,9 @@ from service.manifest import Task
 if TYPE_CHECKING:
     from service.engine.engine import ModelInfo
 
-T = TypeVar("T")
 router = APIRouter()
 
-ENDPOINTS = {Task.GENERATE: "POST /generate", Task.TRANSLATE: "POST /translate", Task.UPSCALE: "POST /upscale"}
 PINNED_CACHE_S = 31_536_000
-
-WATCHED_AFTER_S = 0.05
-"""Requests that take longer are watched for clients that leave; shorter ones would be over before it helped."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _IMAGES: dict[str, Any] = dict.fromkeys(FORMATS.values(), _BINARY)
@@ -52,20 +44,6 @@ _FORMS = {
 }
 _ERRORS = (UnknownModel, InvalidRequest, Overloaded, NotReady, DeadlineExceeded, RunFailed, faults.NotAcceptable)
 _BODY_ERRORS = (*_ERRORS, faults.MalformedBody, faults.BodyTooLarge, faults.UnsupportedMediaType)
-_HEADERS = [
-    {
-        "name": "X-Request-Timeout-Ms",
-        "in": "header",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 3_600_000},
-        "description": "Deadline in milliseconds; passed: 504.",
-    },
-    {
-        "name": "X-Priority",
-        "in": "header",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 9, "default": 5},
-        "description": "1 is served first, 9 last.",
-    },
-]
 
 
 def _query(name: str, schema: dict[str, Any], text: str, *, required: bool = False) -> dict[str, Any]:
@@ -87,7 +65,7 @@ _QUERY = [
     response_class=Response,
     responses={200: {"description": "The pictures", "content": _FORMS}, **problems.responses(*_BODY_ERRORS)},
     openapi_extra={
-        "parameters": _HEADERS,
+        "parameters": HEADERS,
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateRequest"}}},
@@ -98,11 +76,11 @@ async def generate(request: Request, parts: PartsDep) -> Response:
     """One image for each seed, seeds drawn for a count, or latents given outright."""
     record = record_of(request)
     record.task = Task.GENERATE.value
-    timeout_s = _timeout_s(request, parts)
+    timeout_s = timeout_of(request, parts)
     fields = await read_object(request, timeout_s=timeout_s)
     body = schemas.parse_generate(fields, max_images=parts.settings.max_images)
     record.stages["read"] = perf_counter() - record.started
-    model = _serving(parts, body.model, Task.GENERATE)
+    model = serving(parts, body.model, Task.GENERATE)
     record.model = model.ref
     form = choose(body.as_, body.format, body.images, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
@@ -119,7 +97,7 @@ async def generate(request: Request, parts: PartsDep) -> Response:
         304: {"description": "The client's copy is current"},
         **problems.responses(*_ERRORS),
     },
-    openapi_extra={"parameters": [*_QUERY, *_HEADERS]},
+    openapi_extra={"parameters": [*_QUERY, *HEADERS]},
 )
 async def picture(request: Request, parts: PartsDep) -> Response:
     """The same picture as `POST /generate` with one seed, cacheable."""
@@ -128,7 +106,7 @@ async def picture(request: Request, parts: PartsDep) -> Response:
     pairs = parse_qsl(request.url.query, keep_blank_values=True, errors="replace")
     body = schemas.parse_query(pairs)
     record.stages["read"] = perf_counter() - record.started
-    model = _serving(parts, body.model, Task.GENERATE)
+    model = serving(parts, body.model, Task.GENERATE)
     record.model = model.ref
     form = choose("image", body.format, 1, field_of(request, "accept"))
     tag = entity_tag(parts, model, body, form)
@@ -138,7 +116,7 @@ async def picture(request: Request, parts: PartsDep) -> Response:
     headers = {"cache-control": cache, "vary": "Accept", **({"etag": tag} if tag else {})}
     if tag is not None and matches(tag, field_of(request, "if-none-match")):
         return Response(status_code=304, headers=headers)
-    return await _draw(request, parts, body, form, headers, _timeout_s(request, parts))
+    return await _draw(request, parts, body, form, headers, timeout_of(request, parts))
 
 
 @router.get("/models", summary="What is served", response_model=schemas.ModelList)
@@ -209,11 +187,11 @@ async def _draw(
         latents=body.latents,
         labels=body.label,
         truncation=body.truncation,
-        priority=_header(request, "X-Priority", 1, 9) or 5,
+        priority=number_of(request, "X-Priority", 1, 9) or 5,
         timeout_s=timeout_s,
         lone=parts.metrics.in_flight <= 1,
     )
-    drawn = await _while_connected(request, drawing)
+    drawn = await while_connected(request, drawing)
     record.coalesced = drawn.coalesced
     if drawn.model != record.model:  # another version came in between: the tag names the one before
         headers = {name: value for name, value in headers.items() if name != "etag"}
@@ -222,75 +200,8 @@ async def _draw(
     return await image_response(parts, record, drawn, form, headers)
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; the work is cancelled when the client leaves first.
-
-    Raises:
-        ClientGone: the client left.
-        BodyTooLarge: a GET brought a body, and one above the limit.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    watch = _Watch(request, task)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not watch.fired or task.uncancel():  # somebody else ends this task too
-            raise
-        raise watch.reason from None
-    finally:
-        watch.stop()
-
-
-class _Watch:
-    """Cancels a task when its client leaves. Starts late: a watcher costs more than most requests are worth."""
-
-    def __init__(self, request: Request, task: "asyncio.Task[Any]") -> None:
-        self.fired = False
-        self.reason: BaseException = faults.ClientGone()
-        self._request = request
-        self._task = task
-        self._watcher: asyncio.Task[None] | None = None
-        self._timer = task.get_loop().call_later(WATCHED_AFTER_S, self._start)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-    def _start(self) -> None:
-        self._watcher = self._task.get_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        try:
-            while (await self._request.receive())["type"] != "http.disconnect":
-                pass
-        except GanymedeError as error:
-            self.reason = error
-        self.fired = True
-        self._task.cancel()
-
-
 DIRECT: dict[tuple[str, str], Endpoint] = {("POST", "/generate"): generate, ("GET", "/generate"): picture}
 """What `Direct` serves without FastAPI's routing."""
-
-
-def _serving(parts: Parts, name: str, task: Task) -> "ModelInfo":
-    """The loaded model, if it serves the task.
-
-    Raises:
-        UnknownModel, NotReady; TaskNotServed: names the endpoint that is right for the model.
-    """
-    try:
-        model = parts.engine.model(name)
-    except UnknownModel:
-        if parts.state == "loading":  # it may be among those that are still to come
-            raise NotReady(f"{shown(name)} is not loaded yet", reason="loading") from None
-        raise
-    if task not in model.manifest.tasks:
-        right = [ENDPOINTS[served] for served in model.manifest.tasks]
-        raise TaskNotServed(f"{name} does not {task.value}; use {' or '.join(right)}", field="model", allowed=right)
-    return model
 
 
 def _summary(model: "ModelInfo") -> dict[str, Any]:
@@ -314,22 +225,6 @@ def _summary(model: "ModelInfo") -> dict[str, Any]:
         "state": model.state,
         "links": {"self": here, "samples": f"{here}/samples.png", "card": f"{here}/card"},
     }
-
-
-def _header(request: Request, name: str, low: int, high: int) -> int | None:
-    wanted = name.lower().encode("ascii")
-    raw = next((value for key, value in request.scope["headers"] if key == wanted), None)
-    if raw is None:
-        return None
-    text = raw.decode("latin-1")
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
-        raise InvalidRequest(f"{name} is {shown(text)}, must be a whole number from {low} to {high}", field=name)
-    return int(text)
-
-
-def _timeout_s(request: Request, parts: Parts) -> float:
-    asked = _header(request, "X-Request-Timeout-Ms", 1, 3_600_000)
-    return parts.settings.timeout_s if asked is None else asked / 1000
 
 
 def _admin(parts: Parts) -> None:
