@@ -60,7 +60,7 @@ def encode_png(image: Image, chunks: Sequence[Chunk] = ()) -> bytes:
         raise ValueError(f"a PNG needs uint8 [height, width, 1|3|4], not {image.dtype} {list(image.shape)}")
     height, width, channels = image.shape
     pixels = deflate.compress(_filtered(image.reshape(height, width * channels), channels), LEVEL)
-    return b"".join((_header(height, width, channels), *chunks, chunk(b"IDAT", pixels), _END))
+    return b"".join((header_chunk(height, width, channels), *chunks, chunk(b"IDAT", pixels), _END))
 
 
 def chunk(kind: bytes, data: bytes) -> Chunk:
@@ -98,7 +98,8 @@ def international_chunk(keyword: str, text: str) -> Chunk:
 
 
 @lru_cache(64)
-def _header(height: int, width: int, channels: int) -> bytes:
+def header_chunk(height: int, width: int, channels: int) -> bytes:
+    """Signature and IHDR: how every file of that size begins; 1, 3 or 4 channels of 8 bits."""
     return SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0))
 
 
@@ -113,7 +114,7 @@ def _filtered(flat: Image, channels: int) -> Image:
     elif flat.size > ONE_FILTER_BYTES:
         rows = max(8, BAND_BYTES // row_bytes)
         for top in range(0, height, rows):
-            _filter_band(flat, channels, top, min(height, top + rows), out)
+            filter_band(flat, channels, top, min(height, top + rows), out)
     elif best == _UP:
         out[:, 0] = _UP
         out[0, 1:] = flat[0]
@@ -143,7 +144,7 @@ def _best(flat: Image, channels: int) -> int:
     return int(np.add.reduce(distances, axis=1, dtype=np.uint32).argmin())
 
 
-def _filter_band(flat: Image, channels: int, top: int, bottom: int, out: Image) -> None:
+def filter_band(flat: Image, channels: int, top: int, bottom: int, out: Image) -> None:
     """Rows [top, bottom), each by the better of Sub and Up; the picture's first row by Sub."""
     into = out[top:bottom]
     left = flat[top:bottom, channels:] - flat[top:bottom, :-channels]

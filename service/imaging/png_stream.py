@@ -26,7 +26,7 @@ class PngStream:
             raise ValueError(f"a PNG needs [height, width, 1|3|4], not {[height, width, channels]}")
         self._shape = (width, channels)
         self._left = height
-        self._start = png._header(height, width, channels) + b"".join(chunks)
+        self._start = png.header_chunk(height, width, channels) + b"".join(chunks)
         self._deflate = png.deflate.compressobj(LEVEL)  # type: ignore[attr-defined]
         self._last: Image | None = None
 
@@ -53,7 +53,7 @@ class PngStream:
         known = 0 if self._last is None else 1
         joined = flat if self._last is None else np.concatenate([self._last[None], flat])
         out = np.empty((len(joined), 1 + flat.shape[1]), np.uint8)
-        png._filter_band(joined, self._shape[1], known, len(joined), out)
+        png.filter_band(joined, self._shape[1], known, len(joined), out)
         self._last = flat[-1].copy()
         packed: bytes = self._deflate.compress(out[known:])
         return packed
