@@ -43,8 +43,13 @@ class Record:
     coalesced: bool = False
 
     def take(self, timings: "Timings") -> None:
-        """Adopt the timings that ride on the engine's result."""
-        self.stages["queue"] = timings.queue_s
+        """Adopt the timings that ride on the engine's result, which has just come.
+
+        `queue` is all that passed since the last stage's end but the run, so that the stages leave no gap: waiting for
+        a lane, and for the event loop before and after it.
+        """
+        passed_s = perf_counter() - self.started - sum(self.stages.values())
+        self.stages["queue"] = max(timings.queue_s, passed_s - timings.run_s)
         self.stages["run"] = timings.run_s
         self.batch_rows = timings.batch_rows
 

@@ -172,3 +172,20 @@ async def test_a_trace_that_breaks_the_standard_is_begun_anew(client, given):
         for _ in range(2)
     ]
     assert TRACE not in traces and len(set(traces)) == 2 and all(len(trace) == 32 for trace in traces)
+
+
+async def test_the_stages_leave_no_gap(client, engine):
+    """They add up to 95 % of the whole, however long the engine, the loop or the encoder take."""
+    await client.post("/generate", json={"model": "faces", "seed": 1})  # what is imported at first use
+    engine.gate = asyncio.Event()
+    asking = asyncio.create_task(client.post("/generate", json={"model": "faces", "seed": 2}))
+    await asyncio.sleep(0.05)
+    engine.gate.set()
+    reply = await asking
+    stages = {
+        name: float(value)
+        for name, value in (part.split(";dur=") for part in reply.headers["server-timing"].split(", "))
+    }
+    total = stages.pop("total")
+    assert total >= 50
+    assert 0.95 * total <= sum(stages.values()) <= 1.01 * total
