@@ -131,7 +131,7 @@ class FakeEngine:
         timeout_s=None,
         lone=False,
     ) -> Generated:
-        self.calls.append({"model": model, "seeds": seeds, "priority": priority, "timeout_s": timeout_s})
+        self.calls.append({"model": model, "seeds": seeds, "priority": priority, "timeout_s": timeout_s, "lone": lone})
         if self.draining:
             raise NotReady("draining", reason="draining")
         info = self.model(model)

@@ -41,6 +41,8 @@ class Record:
     stages: dict[str, float] = field(default_factory=dict)
     batch_rows: int | None = None
     coalesced: bool = False
+    lone: bool = False
+    """No other request is being answered, and lately none came over another connection."""
 
     def take(self, timings: "Timings") -> None:
         """Adopt the timings that ride on the engine's result, which has just come.

@@ -189,7 +189,7 @@ async def _draw(
         truncation=body.truncation,
         priority=number_of(request, "X-Priority", 1, 9) or 5,
         timeout_s=timeout_s,
-        lone=parts.metrics.in_flight <= 1,
+        lone=record.lone,
     )
     drawn = await while_connected(request, drawing)
     record.coalesced = drawn.coalesced

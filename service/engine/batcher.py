@@ -189,7 +189,7 @@ class Batcher:
         row_s: measured seconds of one lane per row, to begin predictions with; the runs themselves correct it.
         run_s: measured seconds of a run of so many rows, where a cost curve is known.
         run_timeout_s: seconds below which no run is held to hang; see `HANG_FACTOR`.
-        lone_s: a lone request whose run is predicted to take at most so long runs on the event loop itself: handing it
+        lone_s: a lone request whose run was measured to take at most so long runs on the event loop itself: handing it
             to a lane and back would cost more. 0 never. Only for runs that cannot hang: nobody could end them there.
         name: for threads and errors.
         make_lane: the threads; tests put in lanes of their own.
@@ -274,7 +274,7 @@ class Batcher:
             self._queue.append(entry)
         self._queue_rows += rows
         self._waiting[priority] += rows
-        if lone and not self._running and len(self._queue) == 1 and self._costs.run_s(rows) <= self._lone_s:
+        if lone and not self._running and len(self._queue) == 1 and self._costs.curve_s(rows) <= self._lone_s:
             self._dispatch(apart=False)
         elif self._free and not self._scheduled:
             self._scheduled = True  # at the end of this turn of the loop: requests that arrived together ride together

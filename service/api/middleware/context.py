@@ -15,6 +15,12 @@ from service.metrics import Metrics
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+ALONE_S = 0.02
+"""A client counts as alone when no other connection has sent a request for so long.
+
+Requests in flight do not tell: one that never leaves the event loop is over before the next is read.
+"""
+
 _random = Random().getrandbits  # seeded by the system; ids need be unique, not secret
 _log = logging.getLogger("ganymede")
 
@@ -37,6 +43,8 @@ class RequestContext:
         self._metrics = metrics
         self._access_log = access_log
         self._draining = draining
+        self._client: object = None
+        self._alone_from = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event; only HTTP is ours."""
@@ -70,6 +78,9 @@ class RequestContext:
             await send(message)
 
         self._metrics.in_flight += 1
+        if scope.get("client") != self._client:
+            self._client, self._alone_from = scope.get("client"), record.started + ALONE_S
+        record.lone = self._metrics.in_flight == 1 and record.started >= self._alone_from
         try:
             await self._app(inner, receive, marked)
         except Exception as error:

@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import httpx
 import pytest
 from apiclient import client_of
 from prometheus_client.parser import text_string_to_metric_families
@@ -189,3 +190,27 @@ async def test_the_stages_leave_no_gap(client, engine):
     total = stages.pop("total")
     assert total >= 50
     assert 0.95 * total <= sum(stages.values()) <= 1.01 * total
+
+
+async def test_a_client_is_alone_while_no_other_connection_asks(engine):
+    async def ask(client, seed):
+        await client.post("/generate", json={"model": "faces", "seed": seed})
+        return engine.calls[-1]["lone"]
+
+    async with client_of(engine) as first:
+        transport = httpx.ASGITransport(app=first.app, client=("10.0.0.2", 2))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as second:
+            await ask(first, 1)
+            await asyncio.sleep(0.03)
+            assert await ask(first, 2) is True
+            assert await ask(second, 3) is False, "another connection asked just now"
+            assert await ask(first, 4) is False
+            await asyncio.sleep(0.03)
+            assert await ask(first, 5) is True
+            engine.gate = asyncio.Event()
+            waiting = [asyncio.create_task(ask(first, seed)) for seed in (6, 7)]
+            while len(engine.calls) < 7:  # noqa: ASYNC110  # the fake counts calls and has no event
+                await asyncio.sleep(0.001)
+            assert engine.calls[-1]["lone"] is False, "one is being answered"
+            engine.gate.set()
+            await asyncio.gather(*waiting)
