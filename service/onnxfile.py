@@ -51,14 +51,24 @@ def read_contents(path: Path) -> Contents:
         OSError: unreadable.
     """
     contents = Contents()
+    _model(mapped(path), contents)
+    if not contents.opsets or not contents.operators:
+        raise ValueError("holds no operators")
+    return contents
+
+
+def mapped(path: Path) -> memoryview:
+    """A file's bytes, mapped.
+
+    Raises:
+        ValueError: it is empty.
+        OSError: unreadable.
+    """
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise ValueError("is empty")
         # Not closed by hand: an error's traceback still holds views of it, and closing under those raises.
-        _model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), contents)
-    if not contents.opsets or not contents.operators:
-        raise ValueError("holds no operators")
-    return contents
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _model(view: memoryview, contents: Contents) -> None:

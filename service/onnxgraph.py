@@ -4,7 +4,6 @@ Like `onnxfile`, this reads the Protocol Buffers wire format; field numbers are 
 skipped: of them only the dimensions are kept.
 """
 
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.onnxfile import fields, text_of, varint
+from service.onnxfile import fields, mapped, text_of, varint
 
 KEPT_VALUES = 64
 """Values of a constant that are kept: pads, scales, axes and shapes have fewer."""
@@ -67,11 +66,7 @@ def read_graph(path: Path) -> Graph:
         OSError: unreadable.
     """
     graph = Graph()
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            raise ValueError("is empty")
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    for number, value in fields(view):
+    for number, value in fields(mapped(path)):
         if number == 7 and not isinstance(value, int):
             _read(value, graph)
     return graph
