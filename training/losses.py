@@ -153,6 +153,10 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
             # softplus(r) - softplus(-r) = r: moves the real target from 1 to 1 - smoothing.
             loss = loss + recipe.label_smoothing * real.mean()
         terms = {"discriminator": loss, **_classified(nets, batch.augment(batch.real), batch, recipe)}
+        if recipe.feature_weight:
+            # Summed, not weighted: the heads are nets of their own, and Adam does not see a factor.
+            real_logits, fake_logits = (_heads(nets)(batch.augment(x)).float() for x in (batch.real, images))
+            terms["features"] = OBJECTIVES["hinge"].discriminator(real_logits, fake_logits)
         return Losses(terms, _logit_stats(real.detach(), fake.detach()))
     images = nets["generator"](batch.z, batch.labels)
     fake = discriminator(batch.augment(images), batch.labels).float()
@@ -161,7 +165,15 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
         with torch.no_grad():
             real = discriminator(batch.augment(batch.real), batch.labels).float()
     terms = {"generator": objective.generator(real, fake), **_classified(nets, batch.augment(images), batch, recipe)}
+    if recipe.feature_weight:
+        terms["features"] = -recipe.feature_weight * _heads(nets)(batch.augment(images)).float().mean()
     return Losses(terms, {"saturation": fake.detach().sigmoid().mean()})
+
+
+def _heads(nets: nn.ModuleDict) -> Callable[[Tensor], Tensor]:
+    """The discriminator's heads on pretrained features (training/projected.py)."""
+    heads: Callable[[Tensor], Tensor] = nets["discriminator"].heads  # type: ignore[assignment]
+    return heads
 
 
 def _classified(nets: nn.ModuleDict, images: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
