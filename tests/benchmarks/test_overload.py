@@ -18,10 +18,13 @@ from service.package import verify_package
 ROOT = Path(__file__).resolve().parents[2]
 MEASURES = (
     "the generator's CPU-ms an image",
+    "the plan",
     "capacity, images/s",
     "the server's CPU-ms an image",
+    "cores of the server and of the load, at capacity",
     "deadline of each request",
     "answers by status",
+    "cores of the server and of the load, at three times",
     "goodput / capacity",
     "accepted requests that kept their deadline",
     "rejections, p99",
