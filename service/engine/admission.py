@@ -116,7 +116,7 @@ class Gate:
         pace_s = rows * self.costs.run_s(line.batch) / line.batch / len(line.ends_s)
         due_s = max(line.now_s + self._retry_s(asked, line, limit_s, 0, 0), self._moved_s + pace_s)
         self._moved_s = due_s
-        promises.book(key, rows, asked.priority, line.now_s, due_s)
+        promises.book(key, rows, asked.priority, line.now_s, due_s, again=True)
         raise self._overloaded(due_s - line.now_s, full)
 
     def _to_spare(self, asked: Asked, line: Line, limit_s: float, done_s: float) -> bool:

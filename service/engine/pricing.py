@@ -33,6 +33,10 @@ MAX_PROMISES = 10_000
 """Places promised at once; beyond it, clients are told their time without a place."""
 SHOW_WEIGHT = 0.02
 """Weight of the newest promise in the share of clients that come back: follows within some fifty of them."""
+LATE_S = 0.05
+"""Whoever comes back at the moment told has come by so much later."""
+COHORT = 32
+"""Promises whose moment came last, by whom it is seen that clients have begun to come back."""
 
 
 class RunCosts:
@@ -151,61 +155,81 @@ class Promise:
     priority: int
     due_s: float
     until_s: float
+    again: bool = False
+    """For a client that had come back already, in vain."""
     open: bool = True
+    kept: bool = False
+    """The client has come back."""
 
 
 class Promises:
     """The clients that were refused and told when to come again: a line outside of the queue, each with its place.
 
     Without it all who are refused within a second would be told the same moment, and most of them in vain. Clients are
-    known again by what they ask for. Not all come back, so the line counts by the share that did lately.
+    known again by what they ask for. Not all come back, so the line counts by the share that did lately: of those that
+    were waited for to the end, or of those whose moment has just come, whichever is more. The former is known too late
+    where clients begin to come back, and a place too few is worse than one too many: a place that nobody takes goes to
+    a newcomer, but who finds none has come back in vain.
     """
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, deque[Promise]] = {}
         self._by_end: list[tuple[float, int, Promise]] = []
+        self._by_due: list[tuple[float, int, Promise]] = []
+        self._lately: deque[Promise] = deque(maxlen=COHORT)
         self._booked = 0
         self._open = 0
         self._rows = [0] * PRIORITIES
-        self._shown = 1.0
+        self._shown = self._share = 1.0
 
     def __len__(self) -> int:
         return self._open
 
     def rows(self, priority: int = PRIORITIES) -> int:
         """Rows that are expected to come back and go before those of a newcomer of this priority."""
-        return math.ceil(sum(self._rows[: priority + 1]) * self._shown)
+        return math.ceil(sum(self._rows[: priority + 1]) * self._share)
 
     def find(self, key: Hashable) -> Promise | None:
         """The earliest open promise to such a client."""
         line = self._by_key.get(key)
         return line[0] if line else None
 
-    def book(self, key: Hashable, rows: int, priority: int, now_s: float, due_s: float) -> None:
-        """Promise a place, unless there are too many of them."""
+    def book(self, key: Hashable, rows: int, priority: int, now_s: float, due_s: float, *, again: bool = False) -> None:
+        """Promise a place, unless there are too many of them.
+
+        Args:
+            again: the client had come back already; whether it will once more says nothing of others.
+        """
         if self._open >= MAX_PROMISES:
             return
         until_s = due_s + GRACE_S + GRACE_SHARE * (due_s - now_s)
-        promise = Promise(key, rows, priority, due_s, until_s)
+        promise = Promise(key, rows, priority, due_s, until_s, again)
         self._by_key.setdefault(key, deque()).append(promise)
         self._booked += 1
         heapq.heappush(self._by_end, (until_s, self._booked, promise))
+        if not again:
+            heapq.heappush(self._by_due, (due_s + LATE_S, self._booked, promise))
         self._open += 1
         self._rows[priority] += rows
 
     def close(self, promise: Promise, shown: bool) -> None:
         """The client has come, or will not."""
-        promise.open = False
+        promise.open, promise.kept = False, shown
         self._open -= 1
         self._rows[promise.priority] -= promise.rows
         line = self._by_key[promise.key]
         line.remove(promise)
         if not line:
             del self._by_key[promise.key]
-        self._shown += SHOW_WEIGHT * (shown - self._shown)
+        if not promise.again:
+            self._shown += SHOW_WEIGHT * (shown - self._shown)
 
     def sweep(self, now_s: float) -> None:
-        """Give up those whose time has passed."""
+        """Give up those whose time has passed, and see who has come back."""
+        while self._by_due and self._by_due[0][0] <= now_s:
+            self._lately.append(heapq.heappop(self._by_due)[2])
+        lately = sum(promise.kept for promise in self._lately) / len(self._lately) if self._lately else 0.0
+        self._share = max(self._shown, lately)
         while self._by_end and (self._by_end[0][0] <= now_s or not self._by_end[0][2].open):
             promise = heapq.heappop(self._by_end)[2]
             if promise.open:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from service.engine.batcher import BatchPolicy
+from service.engine.entries import BatchPolicy
 from service.engine.options import EngineOptions
 from service.engine.session import Arrays, OrtSession, Session
 from service.errors import RunFailed

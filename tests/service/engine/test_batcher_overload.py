@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fakesession import FakeSession, VirtualLoop, rows
 
-from service.engine.batcher import Batcher, BatchPolicy
+from service.engine.batcher import Batcher
+from service.engine.entries import BatchPolicy
 from service.errors import DeadlineExceeded, Overloaded
 
 
