@@ -382,8 +382,9 @@ class Batcher:
         if entry.timer is not None:
             entry.timer.cancel()
         if entry.priced_s and how in ("answered", "expired"):
-            took_s = self._clock() - entry.arrived_s
-            self._gate.margin.observe(entry.priced_s, took_s, self._costs.run_s(max(1, round(self._fill))))
+            run_s = self._costs.run_s(max(1, round(self._fill)))
+            took_s = self._clock() - entry.arrived_s + (run_s if how == "expired" else 0.0)  # at least
+            self._gate.margin.observe(entry.priced_s, took_s, run_s)
         if entry.taken < entry.rows:
             self._queue.remove(entry)
             self._queue_rows -= entry.rows - entry.taken

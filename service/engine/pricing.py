@@ -16,14 +16,16 @@ WINDOW_S = 1.0
 """Lane seconds over which measured runs are averaged: some runs of any model, and short against a change of load."""
 SLOWEST, FASTEST = 0.02, 0.3
 """Bounds of one run's weight in that average."""
+LONG = 20.0
+"""So many times as long is the average that long waits are reckoned by."""
 
 ARRIVALS_S = 0.25
 """Seconds over which arrivals are averaged: what matters is who else will ride in the next run."""
 
-MARGIN_ENTRIES, MARGIN_EVERY = 256, 8
+MARGIN_ENTRIES, MARGIN_EVERY = 1024, 8
 """The margin is such that of so many last entries none finished later than its price and it; looked at anew after each
 so many."""
-MARGINS = (0.05, 1.0)
+MARGINS = (0.25, 1.5)
 """Least and most of it; in standard deviations of a wait in which each run takes its time or none of it."""
 
 GRACE_S, GRACE_SHARE = 1.5, 0.1
@@ -35,8 +37,8 @@ SHOW_WEIGHT = 0.02
 """Weight of the newest promise in the share of clients that come back: follows within some fifty of them."""
 LATE_S = 0.05
 """Whoever comes back at the moment told has come by so much later."""
-COHORT = 32
-"""Promises whose moment came last, by whom it is seen that clients have begun to come back."""
+COHORT = 16
+"""Promises, the newest whose moment is past, by which it is seen that clients have begun to come back."""
 
 
 class RunCosts:
@@ -50,7 +52,7 @@ class RunCosts:
         self._curve = curve
         self._measured: dict[int, float] = {}
         self._ratios: dict[int, float] = {}
-        self._ratio = 1.0
+        self._ratio = self._steady = 1.0
         self._runs = 0
 
     def least_s(self, rows: int) -> float:
@@ -61,12 +63,21 @@ class RunCosts:
         """As runs of so many rows took lately, or as runs of other sizes did in proportion."""
         return self.curve_s(rows) * self._ratios.get(rows, self._ratio)
 
+    @property
+    def slack(self) -> float:
+        """At least 1: times what runs took lately, what they took over a longer while.
+
+        A machine that is shared is now faster and now slower; who is told to come in ten seconds meets the mean of it.
+        """
+        return max(1.0, self._steady / self._ratio)
+
     def observe(self, rows: int, seconds: float) -> None:
         """A lane was taken so long by a run of so many rows."""
         ratio = seconds / self.curve_s(rows)
         weight = min(FASTEST, max(SLOWEST, seconds / WINDOW_S))
         self._runs += 1
         self._ratio += max(weight, 1 / (self._runs + 1)) * (ratio - self._ratio)
+        self._steady += max(weight / LONG, 1 / (self._runs + 1)) * (ratio - self._steady)
         known = self._ratios.get(rows)
         self._ratios[rows] = ratio if known is None else known + weight * (ratio - known)
 
@@ -142,7 +153,7 @@ class Margin:
             return
         self._beyond.append((took_s - priced_s) / math.sqrt(priced_s * run_s))
         self._observed += 1
-        if self._observed % MARGIN_EVERY == 0 and len(self._beyond) >= MARGIN_ENTRIES // 8:
+        if self._observed % MARGIN_EVERY == 0 and len(self._beyond) >= MARGIN_ENTRIES // 32:
             self.errors = min(MARGINS[1], max(MARGINS[0], max(self._beyond)))
 
 
@@ -158,6 +169,8 @@ class Promise:
     again: bool = False
     """For a client that had come back already, in vain."""
     open: bool = True
+    missing: bool = False
+    """Its moment is past, and the client has not come."""
     kept: bool = False
     """The client has come back."""
 
@@ -166,28 +179,36 @@ class Promises:
     """The clients that were refused and told when to come again: a line outside of the queue, each with its place.
 
     Without it all who are refused within a second would be told the same moment, and most of them in vain. Clients are
-    known again by what they ask for. Not all come back, so the line counts by the share that did lately: of those that
-    were waited for to the end, or of those whose moment has just come, whichever is more. The former is known too late
-    where clients begin to come back, and a place too few is worse than one too many: a place that nobody takes goes to
-    a newcomer, but who finds none has come back in vain.
+    known again by what they ask for. Not all come back, so the line counts by the share that did lately: of all that
+    were waited for to the end, or of those refused last whose moment is past, whichever is more. The former is known
+    too late where clients begin to come back, and a place too few is worse than one too many: a place that nobody
+    takes goes to a newcomer, but who finds none has come back in vain. Whoever is late already counts by the share of
+    the late that still came.
     """
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, deque[Promise]] = {}
         self._by_end: list[tuple[float, int, Promise]] = []
         self._by_due: list[tuple[float, int, Promise]] = []
-        self._lately: deque[Promise] = deque(maxlen=COHORT)
+        self._lately: list[tuple[int, Promise]] = []  # a heap, the one booked first at its top
         self._booked = 0
         self._open = 0
-        self._rows = [0] * PRIORITIES
-        self._shown = self._share = 1.0
+        self._rows = [0] * PRIORITIES  # promised
+        self._missing = [0] * PRIORITIES  # promised for a moment that is past
+        self._shown = self._share = self._late = 1.0
+        self._newest_s = [-math.inf] * PRIORITIES
 
     def __len__(self) -> int:
         return self._open
 
     def rows(self, priority: int = PRIORITIES) -> int:
         """Rows that are expected to come back and go before those of a newcomer of this priority."""
-        return math.ceil(sum(self._rows[: priority + 1]) * self._share)
+        to_come, missing = sum(self._rows[: priority + 1]), sum(self._missing[: priority + 1])
+        return math.ceil(to_come * self._share + missing * self._late)
+
+    def next_s(self, priority: int, pace_s: float) -> float:
+        """The moment after the one promised last at this priority, where clients can be served every `pace_s`."""
+        return self._newest_s[priority] + pace_s * self._share
 
     def find(self, key: Hashable) -> Promise | None:
         """The earliest open promise to such a client."""
@@ -207,28 +228,39 @@ class Promises:
         self._by_key.setdefault(key, deque()).append(promise)
         self._booked += 1
         heapq.heappush(self._by_end, (until_s, self._booked, promise))
-        if not again:
-            heapq.heappush(self._by_due, (due_s + LATE_S, self._booked, promise))
+        heapq.heappush(self._by_due, (due_s + LATE_S, self._booked, promise))
         self._open += 1
         self._rows[priority] += rows
+        if not again:
+            self._newest_s[priority] = due_s
 
     def close(self, promise: Promise, shown: bool) -> None:
         """The client has come, or will not."""
         promise.open, promise.kept = False, shown
         self._open -= 1
-        self._rows[promise.priority] -= promise.rows
+        (self._missing if promise.missing else self._rows)[promise.priority] -= promise.rows
         line = self._by_key[promise.key]
         line.remove(promise)
         if not line:
             del self._by_key[promise.key]
         if not promise.again:
             self._shown += SHOW_WEIGHT * (shown - self._shown)
+        if promise.missing:
+            self._late += SHOW_WEIGHT * (shown - self._late)
 
     def sweep(self, now_s: float) -> None:
         """Give up those whose time has passed, and see who has come back."""
         while self._by_due and self._by_due[0][0] <= now_s:
-            self._lately.append(heapq.heappop(self._by_due)[2])
-        lately = sum(promise.kept for promise in self._lately) / len(self._lately) if self._lately else 0.0
+            _, number, promise = heapq.heappop(self._by_due)
+            if promise.open:
+                promise.missing = True
+                self._rows[promise.priority] -= promise.rows
+                self._missing[promise.priority] += promise.rows
+            if not promise.again:
+                heapq.heappush(self._lately, (number, promise))
+                if len(self._lately) > COHORT:
+                    heapq.heappop(self._lately)
+        lately = sum(promise.kept for _, promise in self._lately) / len(self._lately) if self._lately else 0.0
         self._share = max(self._shown, lately)
         while self._by_end and (self._by_end[0][0] <= now_s or not self._by_end[0][2].open):
             promise = heapq.heappop(self._by_end)[2]
