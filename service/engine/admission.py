@@ -14,8 +14,8 @@ from service.errors import Overloaded
 REPLY_S = 0.005
 """Seconds of a deadline that are left for encoding and writing the answer."""
 HEADROOM, HEADROOM_LIMIT = 0.15, 0.35
-"""Clients are told to come later than their place is expected to be free: by a share of the wait, but no more than a
-share of what may be waited in the queue..."""
+"""Clients are told to come later than their place is expected to be free: by a share of the wait, less where it is
+shorter than what may be waited in the queue, and no more than a share of that..."""
 HEADROOM_RUN, HEADROOM_S = 0.25, 0.03
 """... and by a share of a run, but no more than so many seconds."""
 ABREAST = 1.2
@@ -72,6 +72,7 @@ class Gate:
         self.margin = Margin()
         self.promises = Promises()
         self.arrivals = Arrivals()
+        self._next_s = [-math.inf] * PRIORITIES
         self._moved_s = -math.inf
 
     def done_s(self, line: Line, ahead: int, rows: int) -> float:
@@ -152,7 +153,8 @@ class Gate:
         late_s = self.done_s(line, ahead, asked.rows) * slack - limit_s
         wait_s = max(0.0, room_s * slack, min(late_s, idle_s * slack))
         queue_s = begun_s(self.max_rows, line.ends_s, run_s, line.batch)
-        headroom_s = min(HEADROOM * wait_s, HEADROOM_LIMIT * max(0.0, min(limit_s, queue_s)))
+        bound_s = max(run_s, min(limit_s, queue_s))
+        headroom_s = min(HEADROOM * wait_s * min(1.0, wait_s / bound_s / 2), HEADROOM_LIMIT * bound_s)
         return wait_s + headroom_s + min(HEADROOM_RUN * run_s, HEADROOM_S)
 
     def _pace_s(self, asked: Asked, line: Line) -> float:
@@ -162,8 +164,12 @@ class Gate:
     def _refused(self, asked: Asked, line: Line, limit_s: float, full: bool) -> Overloaded:
         kept, before = self.promises.rows(PRIORITIES), self.promises.rows(asked.priority)
         retry_s = self._retry_s(asked, line, limit_s, kept, before)
-        next_s = self.promises.next_s(asked.priority, self._pace_s(asked, line)) - line.now_s
-        retry_s = max(retry_s, min(next_s, ABREAST * retry_s))
+        # A run's rows are told the same moment; beyond that, nobody is told the moment of those before.
+        earliest_s = line.now_s + retry_s - self.costs.run_s(line.batch)
+        next_s = self._next_s[asked.priority] + self._pace_s(asked, line) * self.promises.share
+        next_s = min(max(next_s, earliest_s), line.now_s + ABREAST * retry_s)
+        retry_s = max(retry_s, next_s - line.now_s)
+        self._next_s[asked.priority] = next_s
         self.promises.book(asked.key(), asked.rows, asked.priority, line.now_s, line.now_s + retry_s)
         return self._overloaded(retry_s, full)
 

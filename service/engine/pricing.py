@@ -135,7 +135,7 @@ class Margin:
     """
 
     def __init__(self) -> None:
-        self.errors = 0.35
+        self.errors = 0.6
         self._beyond: deque[float] = deque(maxlen=MARGIN_ENTRIES)
         self._observed = 0
 
@@ -196,7 +196,6 @@ class Promises:
         self._rows = [0] * PRIORITIES  # promised
         self._missing = [0] * PRIORITIES  # promised for a moment that is past
         self._shown = self._share = self._late = 1.0
-        self._newest_s = [-math.inf] * PRIORITIES
 
     def __len__(self) -> int:
         return self._open
@@ -206,9 +205,10 @@ class Promises:
         to_come, missing = sum(self._rows[: priority + 1]), sum(self._missing[: priority + 1])
         return math.ceil(to_come * self._share + missing * self._late)
 
-    def next_s(self, priority: int, pace_s: float) -> float:
-        """The moment after the one promised last at this priority, where clients can be served every `pace_s`."""
-        return self._newest_s[priority] + pace_s * self._share
+    @property
+    def share(self) -> float:
+        """Of those whose moment is still to come, how many are expected then."""
+        return self._share
 
     def find(self, key: Hashable) -> Promise | None:
         """The earliest open promise to such a client."""
@@ -231,8 +231,6 @@ class Promises:
         heapq.heappush(self._by_due, (due_s + LATE_S, self._booked, promise))
         self._open += 1
         self._rows[priority] += rows
-        if not again:
-            self._newest_s[priority] = due_s
 
     def close(self, promise: Promise, shown: bool) -> None:
         """The client has come, or will not."""
