@@ -135,7 +135,7 @@ class Margin:
     """
 
     def __init__(self) -> None:
-        self.errors = 0.45
+        self.errors = 0.4
         self._beyond: deque[float] = deque(maxlen=MARGIN_ENTRIES)
         self._observed = 0
 

@@ -36,10 +36,13 @@ everybody waits, and a lone request never rides in a wide run.
 """
 SHARE = 1.5
 """Rows are spread over free lanes while a row costs at most this times the cheapest."""
-TIE = 1.05
+TIE = 1.03
 """A split with fewer lanes wins within this factor of the fastest: its lone requests are quicker."""
 RATE_S = 0.08
 """Seconds for which one split of lanes and threads is timed, or four runs where those take longer."""
+ROUNDS = 3
+"""Times that each split is timed, in turns, of which the best counts: whatever else ran meanwhile only made it slower,
+and what runs for a while is met by all of them."""
 TIME_S = 0.02
 """Seconds for which one batch size is timed, and three runs at least."""
 PLAN_SCHEMA = 2
@@ -192,12 +195,13 @@ def _measure(
         cap, share = max(costs), 1
     lanes, threads = splits[0]
     if len(splits) > 1 and options.profile_s > 0:
-        window_s = min(options.profile_s / 2 / len(splits), max(RATE_S, 4 * costs[cap]))
+        window_s = min(options.profile_s / 2 / len(splits), ROUNDS * max(RATE_S, 4 * costs[cap])) / ROUNDS
         rows = resize(inputs, cap)
-        rates = {}
-        for split in splits:
-            session = first if split[1] == first.threads else make_session(split[1])
-            rates[split] = _rate([session] * split[0], rows, window_s)
+        sessions = {split: first if split[1] == first.threads else make_session(split[1]) for split in splits}
+        rates = dict.fromkeys(splits, 0.0)
+        for _ in range(ROUNDS):
+            for split in splits:
+                rates[split] = max(rates[split], _rate([sessions[split]] * split[0], rows, window_s))
         best = max(rates.values())
         lanes, threads = min(split for split in splits if rates[split] * TIE >= best)
     return Plan(
@@ -252,7 +256,17 @@ def probe(session: Session, inputs: Arrays, sizes: Sequence[int], deadline_s: fl
             costs[size] = _time(session, resize(inputs, size), deadline_s)
         except RunFailed:  # recorded rows, so it is their number: more than fits into memory
             break
+    _time_again(session, inputs, costs, deadline_s)
     return costs, True
+
+
+def _time_again(session: Session, inputs: Arrays, costs: dict[int, float], deadline_s: float) -> None:
+    """Once more in turns, where time is left: who was held up the first time is not taken to be slow."""
+    for _ in range(ROUNDS - 1):
+        for size in costs:
+            if time.monotonic() + 3 * costs[size] > deadline_s:
+                return
+            costs[size] = min(costs[size], _time(session, resize(inputs, size), deadline_s))
 
 
 def knee(costs: Mapping[int, float]) -> tuple[int, int, float]:
