@@ -26,8 +26,8 @@ SWITCH_S = 0.0005
 """How long a lane that is done may wait for the interpreter. Python's 5 ms are many runs of a small model."""
 
 COLLECT = (700, 10, 100)
-"""Python's own thresholds, but the oldest objects are looked at ten times less often: most of them are requests that wait,
-and to look at a thousand of those takes longer than to answer one."""
+"""Python's own thresholds, but the oldest objects are looked at ten times less often: most of them are requests that
+wait, and to look at a thousand of those takes longer than to answer one."""
 
 LINGER_S = 0.2
 """Between closing the port and closing idle connections: what clients had sent by then is still read and answered."""
