@@ -34,7 +34,8 @@ CLIENTS = 32
 OVERLOAD = 3.0
 LATE_MS = 10.0
 """A client that was told to come back does so up to this much later."""
-PROBE_S = 0.05
+PROBES_S = {"/livez": 0.05, "/metrics": 0.2}
+"""Seconds between probes. A scrape costs a millisecond; more of them would be a load of their own."""
 LAG_FACTOR = 4
 COLUMNS = ("measure", "value", "goal", "met")
 LAG = "ganymede_event_loop_lag_seconds_bucket"
@@ -230,7 +231,7 @@ async def poisson(rate: float, seconds: float, send: Callable[[float], Awaitable
 async def probing(client: Client, path: str, seen_s: list[float]) -> None:
     """Ask for a page again and again until cancelled."""
     while True:
-        await asyncio.sleep(PROBE_S)
+        await asyncio.sleep(PROBES_S[path])
         seen_s.append((await client.get(path)).latency_s)
 
 
@@ -238,7 +239,7 @@ async def overload(client: Client, rate: float, seconds: float, timeout_ms: floa
     """Three times the capacity, from clients that never come back; images per second."""
     replies: list[Reply] = []
     answered_at: list[float] = []
-    probes: dict[str, list[float]] = {"/livez": [], "/metrics": []}
+    probes: dict[str, list[float]] = {path: [] for path in PROBES_S}
     watchers = [asyncio.ensure_future(probing(client, path, seen)) for path, seen in probes.items()]
 
     async def send(due: float) -> None:
