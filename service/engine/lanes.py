@@ -15,7 +15,7 @@ import numpy as np
 from service.engine.session import Array, Arrays, Session, Watch, check_outputs
 from service.errors import GanymedeError, RunFailed
 
-BEHIND = 10
+BEHIND = 5
 """How much nicer a lane's thread is than the event loop's."""
 
 
