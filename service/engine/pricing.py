@@ -16,6 +16,8 @@ WINDOW_S = 1.0
 """Lane seconds over which measured runs are averaged: some runs of any model, and short against a change of load."""
 SLOWEST, FASTEST = 0.02, 0.3
 """Bounds of one run's weight in that average."""
+TICK_S = 1e-6
+"""No run takes less."""
 LONG = 20.0
 """So many times as long is the average that long waits are reckoned by."""
 
@@ -73,7 +75,7 @@ class RunCosts:
 
     def observe(self, rows: int, seconds: float) -> None:
         """A lane was taken so long by a run of so many rows."""
-        ratio = seconds / self.curve_s(rows)
+        ratio = max(seconds, TICK_S) / self.curve_s(rows)  # some clocks tick so seldom that a run takes no time
         weight = min(FASTEST, max(SLOWEST, seconds / WINDOW_S))
         self._runs += 1
         self._ratio += max(weight, 1 / (self._runs + 1)) * (ratio - self._ratio)

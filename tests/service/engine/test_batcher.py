@@ -284,14 +284,16 @@ SHAPE = st.fixed_dictionaries(
         "max_queue_rows": st.integers(4, 20),
         "run_timeout_s": st.sampled_from([0.5, 4.0, 1e6]),
         "row_s": st.sampled_from([0.01, 0.001]),
+        "run_s": st.sampled_from([None, lambda count: 0.02 + 0.03 * count, lambda count: 0.5 * count]),
     }
 )
 
 
 async def interleave(shape, steps, drain):
     """Play the steps, let everything run out, and hold every waiter's fate against what was done to it."""
-    bench, sent, value = Bench(**shape), [], 0
     loop = asyncio.get_running_loop()
+    clock = {} if shape["run_s"] is None else {"clock": loop.time}  # prices, and who would come too late, by this clock
+    bench, sent, value = Bench(**shape, **clock), [], 0
     for step, argument in steps:
         if step == "submit":
             values = range(value, value + argument["rows"])
