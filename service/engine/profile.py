@@ -39,8 +39,10 @@ everybody waits, and a lone request never rides in a wide run.
 """
 SHARE = 1.5
 """Rows are spread over free lanes while a row costs at most this times the cheapest."""
-TIE = 1.03
-"""A split with fewer lanes wins within this factor of the fastest: its lone requests are quicker."""
+TIE = 1.05
+"""A split with more lanes wins within this factor of the fastest. What is timed has the cores to itself; a server does
+not: while the event loop takes one, all threads of a run wait for the one that it holds up, and between two runs of a
+single lane every core is idle."""
 RATE_S = 0.08
 """Seconds for which one split of lanes and threads is timed, or four runs where those take longer."""
 ROUNDS = 3
@@ -206,7 +208,7 @@ def _measure(
             for split in splits:
                 rates[split] = max(rates[split], _rate([sessions[split]] * split[0], rows, window_s))
         best = max(rates.values())
-        lanes, threads = min(split for split in splits if rates[split] * TIE >= best)
+        lanes, threads = max(split for split in splits if rates[split] * TIE >= best)
     return Plan(
         lanes=lanes,
         threads=threads,
