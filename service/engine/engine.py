@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import FIRST, LAST, USUAL, Answer
+from service.engine.entries import FIRST, LAST, USUAL, Answer
 from service.engine.flights import Flights
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions

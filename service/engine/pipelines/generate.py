@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import USUAL, Answer
+from service.engine.entries import USUAL, Answer
 from service.engine.latents import (
     check_latents,
     check_seed,
