@@ -109,6 +109,29 @@ class Recipe:
     """Weight of AC-GAN's classifier (arXiv:1610.09585): D learns real images' classes, G is asked to be recognised.
     Makes labels mean more and samples more alike; 0.1 to 0.5, conditional convolutional nets only."""
 
+    mapping_layers: int = 0
+    """StyleGAN: layers of the mapping network from z to w, which styles every layer; 0 is without styles, z (brought to
+    length 1 per unit) being the input of the first layer alone. The paper: 8; 4 do for small nets."""
+    mapping_rate: float = 0.01
+    """Learning rate of the mapping network, as a multiple: at the root of everything, it runs away otherwise."""
+    constant_input: bool = False
+    """StyleGAN: begin from a learned constant instead of from the latent; needs styles."""
+    noise: bool = False
+    """StyleGAN: a fresh number per pixel after every convolution, with a learned strength: hair, grain, leaves."""
+    style_mixing: float = 0.0
+    """StyleGAN: share of training images whose layers from a random one on are styled by another latent. Paper: 0.9."""
+    resample: Literal["nearest", "bilinear"] = "nearest"
+    """How nets of the ProGAN line change resolution; bilinear is smoother (StyleGAN's first feature)."""
+    path_length_weight: float = 0.0
+    """StyleGAN2: of the squared deviation of |dG/dw| from its mean, which evens out the latent space. The paper: 2."""
+    path_length_every: int = 8
+    """Path-length penalties every n iterations with n times the weight, on half of the batch: each costs several."""
+    discriminator_kind: Literal["strided", "ladder"] = "strided"
+    """For the ProGAN line: `ladder`, as published, has two convolutions an octave; `strided` is DCGAN's, less work."""
+    grow_until: float = 0.0
+    """ProGAN: fraction of the run over which the resolution grows from the smallest to the whole, in turns of fading in
+    and of staying; 0 starts at the whole."""
+
     optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
     learning_rate: float = 2e-4
     """Of G; of D too unless `discriminator_learning_rate` is set."""
@@ -178,13 +201,13 @@ class Recipe:
         for name in ("total_kimg", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be above 0")
-        for name in ("penalty_every", "discriminator_steps"):
+        for name in ("penalty_every", "path_length_every", "discriminator_steps"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
         for name in ("dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1)")
-        for name in ("decay_from", "decay_to"):
+        for name in ("decay_from", "decay_to", "style_mixing", "grow_until"):
             if getattr(self, name) > 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
         for name in ("scale", "shrink"):

@@ -94,7 +94,9 @@ class Trainer:
         self.images, self.labels, self.examples, self.judged = images, labels, examples, judged
         np.random.seed(options.seed % 2**32)
         torch.manual_seed(options.seed)
+        # Channels last: oneDNN's convolutions need no reordering then, several times the speed on CPUs with AMX.
         self.nets = family.nets(recipe).to(self.device)
+        self.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.nets["generator"]).eval().requires_grad_(False)
         self.optimisers = {name: _optimiser(name, net, recipe) for name, net in self.nets.items()}
         self.phases = family.phases(recipe)
