@@ -145,7 +145,7 @@ class LadderDiscriminator(nn.Module):
         self.dense = nn.Sequential(EqualLinear(plan[0] * self.start**2, plan[0], gain=GAIN), nn.LeakyReLU(SLOPE))
         self.dropout = nn.Dropout(recipe.dropout)
         self.to_logit = EqualLinear(plan[0], 1)
-        self.register_buffer("level", torch.tensor(self.octaves * WHOLE))
+        self.register_buffer("level", torch.tensor(self.octaves * WHOLE, device="cpu"))
         self.growing = growing
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:

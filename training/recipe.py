@@ -68,6 +68,8 @@ class Recipe:
     """The same at generated images. The relativistic objective needs both (arXiv:2501.05441)."""
     gp_lambda: float = 0.0
     """WGAN-GP's weight on (|grad| - 1)^2 between real and generated images; the paper: 10."""
+    drift: float = 0.0
+    """Weight of D's squared logits at real images, which keeps Wasserstein critics from drifting off. ProGAN: 0.001."""
     penalty_every: int = 4
     """Penalties every n iterations with n times the weight: a third of the time saved, same result (StyleGAN2)."""
     clip: float = 0.0

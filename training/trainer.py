@@ -205,6 +205,8 @@ class Trainer:
 
     def _schedule(self) -> None:
         done = self.kimg / self.recipe.total_kimg
+        if self.family.grow is not None:
+            self.family.grow(self.nets, min(done, 1.0), self.recipe)
         start = self.recipe.decay_from
         scale = 1.0
         if start < 1 and done > start:
