@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.family import Batch, Losses, Phase
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 
@@ -98,8 +98,10 @@ def with_objective(recipe: Recipe, name: str) -> Recipe:
     """The recipe under another objective, with the settings that the objective cannot do without.
 
     Raises:
-        RecipeError: unknown objective.
+        RecipeError: unknown objective, or a recipe without an adversary.
     """
+    if recipe.objective not in OBJECTIVES:
+        raise RecipeError(f"objective is {recipe.objective!r} for want of an adversary: {name!r} would need one")
     if name == recipe.objective:
         return recipe
     changes = dict(OBJECTIVES[name].changes) if name in OBJECTIVES else {}
@@ -128,7 +130,13 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 
 def two_player_phases(recipe: Recipe) -> Sequence[Phase]:
-    """Penalties (lazily, their gradient added to D's next step), discriminator, generator."""
+    """Penalties (lazily, their gradient added to D's next step), discriminator, generator.
+
+    Raises:
+        RecipeError: the objective is no adversarial one.
+    """
+    if recipe.objective not in OBJECTIVES:
+        raise RecipeError(f"objective is {recipe.objective!r}, two players have {', '.join(OBJECTIVES)}")
     phases = []
     if recipe.r1_gamma or recipe.r2_gamma or recipe.gp_lambda:
         phases.append(Phase("penalty", ("discriminator",), every=recipe.penalty_every, step=False, autocast=False))

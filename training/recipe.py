@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 Objective = Literal[
-    "minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "wasserstein_gp", "relativistic"
+    "minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "wasserstein_gp", "relativistic", "elbo"
 ]
 
 
@@ -61,7 +61,7 @@ class Recipe:
     """Initialise weights from N(0, std); 0 keeps torch's defaults. DCGAN's paper: 0.02."""
 
     objective: Objective = "non_saturating"
-    """The adversarial loss; see losses.py."""
+    """The adversarial loss; see losses.py. `elbo`, a VAE's lower bound, has no adversary."""
     r1_gamma: float = 0.0
     """Weight of the squared gradient norm at real images (arXiv:1801.04406). Raise it when D wins; 0.01 to 1."""
     r2_gamma: float = 0.0
@@ -133,6 +133,11 @@ class Recipe:
     grow_until: float = 0.0
     """ProGAN: fraction of the run over which the resolution grows from the smallest to the whole, in turns of fading in
     and of staying; 0 starts at the whole."""
+
+    beta: float = 1.0
+    """VAE: weight of the divergence from the prior; more makes latents tidier, pictures softer; 0 is an autoencoder."""
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    """VAE: of pixels given the latent; gaussian with the deviation that fits best, bernoulli for black and white."""
 
     optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
     learning_rate: float = 2e-4
