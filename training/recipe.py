@@ -134,6 +134,9 @@ class Recipe:
     """ProGAN: fraction of the run over which the resolution grows from the smallest to the whole, in turns of fading in
     and of staying; 0 starts at the whole."""
 
+    condition_noise: float = 0.0
+    """LAPGAN: noise on the images that finer levels are given, up to this deviation: those that they meet when drawing
+    are not as clean as real ones; 0.05 to 0.2."""
     beta: float = 1.0
     """VAE: weight of the divergence from the prior; more makes latents tidier, pictures softer; 0 is an autoencoder."""
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"

@@ -171,7 +171,7 @@ def _drawn(folder, manifest, z, labels):
         (graph,) = (
             n
             for n, g in manifest.graphs.items()
-            if all(t.kind in ("latent", "label") for t in g.inputs) and g.outputs[0].kind == "image"
+            if g.inputs[0].shape == ("batch", manifest.generate.latent_dim) and g.outputs[0].kind == "image"
         )
         return run(graph, {"z": z} if labels is None else {"z": z, "label": labels})
     w = run("mapping", {"z": z})
