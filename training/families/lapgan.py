@@ -176,7 +176,7 @@ class Discriminator(nn.Module):
 
 
 def pyramid(images: Tensor, levels: int) -> list[tuple[Tensor, Tensor]]:
-    """Images [N, C, S, S] at each level, coarsest first, each beside the level below enlarged (the coarsest: itself)."""
+    """Images [N, C, S, S] at each level, coarsest first, beside the level below enlarged (the coarsest: itself)."""
     found = [images]
     for _ in range(levels - 1):
         found.insert(0, lower(found[0]))
