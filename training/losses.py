@@ -161,9 +161,11 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
             # softplus(r) - softplus(-r) = r: moves the real target from 1 to 1 - smoothing.
             loss = loss + recipe.label_smoothing * real.mean()
         terms = {"discriminator": loss, **_classified(nets, batch.augment(batch.real), batch, recipe)}
+        # What ADA steers by. A relativistic D knows differences only.
+        certainty = (real - fake if objective.pairs else real).detach().sign().mean()
         if recipe.drift:
             terms["drift"] = recipe.drift * real.square().mean()
-        return Losses(terms, _logit_stats(real.detach(), fake.detach()))
+        return Losses(terms, {**_logit_stats(real.detach(), fake.detach()), "certainty": certainty})
     images = nets["generator"](batch.z, batch.labels)
     fake = discriminator(batch.augment(images), batch.labels).float()
     real = fake.detach()

@@ -168,7 +168,13 @@ class Recipe:
     mirror: bool = False
     """Flip images left to right at random. Right for faces and landscapes, wrong for digits and letters."""
     augment: str = ""
-    """DiffAugment policy, e.g. `color,translation,cutout` (arXiv:2006.10738); for fewer than ~10,000 images."""
+    """For fewer than ~10,000 images: DiffAugment, e.g. `color,translation,cutout` (arXiv:2006.10738), or `ada`
+    (arXiv:2006.06676), which turns itself up and down."""
+    ada_kimg: float = 500.0
+    """Thousand images in which ADA's probability could go from 0 to 1. The paper's; short runs want less."""
+    ada_target: float = 0.6
+    """Certainty of D that ADA steers for: the mean sign of its logits of reals (the relativistic objective: of their
+    difference to the fakes'). The paper's; lower augments more."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 autocast for the nets' bodies; logits and penalties stay in fp32."""
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -101,7 +101,7 @@ class Trainer:
         self.optimisers = {name: _optimiser(name, net, recipe) for name, net in self.nets.items()}
         self.phases = family.phases(recipe)
         self.sampler = Sampler(len(images), recipe.batch_size, options.seed)
-        self.augment = augmentation(recipe.augment)
+        self.augment = augmentation(recipe.augment, recipe.ada_kimg, recipe.ada_target)
         # Asked once: the tree may change while this process goes on running what it has loaded.
         self.commit = source_commit()
         self.iteration, self.best, self.seconds = 0, float("inf"), 0.0
@@ -151,6 +151,9 @@ class Trainer:
         for phase in self.phases:
             if self.iteration % phase.every == 0:
                 stats.update(self._phase(phase, real, labels, source))
+        if self.augment.adaptive is not None and "certainty" in stats:
+            self.augment.adaptive.observe(stats["certainty"], len(real))
+            stats["augment_p"] = self.augment.adaptive.p
         self._average()
         self.iteration += 1
         return stats
@@ -284,6 +287,7 @@ class Trainer:
             "best": self.best,
             "seconds": self.seconds,
             "commit": self.commit,
+            "augment": None if self.augment.adaptive is None else self.augment.adaptive.state(),
         }
 
     def start_from(self, state: Mapping[str, Any]) -> list[str]:
@@ -330,6 +334,8 @@ class Trainer:
             self.sampler.restore(state["sampler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+        if self.augment.adaptive is not None and state.get("augment") is not None:
+            self.augment.adaptive.restore(state["augment"])
         checkpoint.restore_random_state(state["random"])
         self._schedule()
         self.iteration, self.best, self.seconds = state["iteration"], state["best"], state["seconds"]

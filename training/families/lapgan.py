@@ -212,7 +212,7 @@ def loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recipe) -> Losse
     assert isinstance(generator, Generator) and isinstance(judges, Discriminator)
     terms: dict[str, Tensor] = {}
     stats: dict[str, Tensor] = {}
-    right: list[Tensor] = []
+    summed: dict[str, list[Tensor]] = {"pair_accuracy": [], "certainty": []}
     starts = [sum(generator.parts[:k]) for k in range(len(generator.parts))]
     for k, (real, enlarged) in enumerate(pyramid(batch.real, len(generator.sides))):
         place = slice(starts[k], starts[k] + generator.parts[k])
@@ -224,8 +224,10 @@ def loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recipe) -> Losse
         found = two_player_loss(phase, players, replace(batch, real=seen), recipe)
         terms |= {f"{name}_{generator.sides[k]}": value for name, value in found.terms.items()}
         stats |= {f"{name}_{generator.sides[k]}": value for name, value in found.stats.items()}
-        right += [found.stats["pair_accuracy"]] if "pair_accuracy" in found.stats else []
-    return Losses(terms, {**stats, "pair_accuracy": torch.stack(right).mean()} if right else stats)
+        for name in summed:
+            if name in found.stats:
+                summed[name].append(found.stats[name])
+    return Losses(terms, {**stats, **{name: torch.stack(values).mean() for name, values in summed.items() if values}})
 
 
 def _roughened(images: Tensor, strength: float) -> Tensor:
