@@ -173,7 +173,14 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
         with torch.no_grad():
             real = discriminator(batch.augment(batch.real), batch.labels).float()
     terms = {"generator": objective.generator(real, fake), **_classified(nets, batch.augment(images), batch, recipe)}
-    return Losses(terms, {"saturation": fake.detach().sigmoid().mean()})
+    stats = {"saturation": fake.detach().sigmoid().mean(), "diversity": _diversity(images.detach(), batch.real)}
+    return Losses(terms, stats)
+
+
+def _diversity(images: Tensor, real: Tensor) -> Tensor:
+    """How much generated pixels vary within the batch, over how much real ones do; 0 where all images are the same."""
+    spreads = [part.float().std(dim=0, correction=0).mean() for part in (images, real)]
+    return spreads[0] / spreads[1].clamp(min=1e-6)
 
 
 def _classified(nets: nn.ModuleDict, images: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ class Monitor(Protocol):
     """The seam between the loop and what watches it, one failure mode each."""
 
     def observe(self, kimg: float, stats: Mapping[str, float]) -> Sequence[Event]:
-        """Told the mean of every named scalar since the last call; answers what is wrong, usually nothing."""
+        """Told the mean of every named scalar since the last call, or an evaluation's figures; answers what is wrong,
+        usually nothing."""
         ...
 
 
@@ -250,8 +251,11 @@ class Trainer:
         wanted = ("pair_accuracy", "psnr")
         shown = {name: value for name, value in stats.items() if name.startswith("loss_") or name in wanted}
         self.log.progress(self.kimg, self.recipe.total_kimg, shown)
+        self._watch(stats)
+
+    def _watch(self, figures: Mapping[str, float]) -> None:
         for monitor in self.monitors:
-            for event in monitor.observe(self.kimg, stats):
+            for event in monitor.observe(self.kimg, figures):
                 self.log.event(self.kimg, event)
 
     def _evaluate(self, evaluate: Evaluate) -> None:
@@ -265,6 +269,7 @@ class Trainer:
             images = self.sample(range(count), labels)
         figures = evaluate(images)
         self.log.stats(self.kimg, figures, kind="evaluation")
+        self._watch(figures)
         self.log.say(f"{self.kimg:8.1f} kimg  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         if figures[self.options.best_by] < self.best:
             self.best = float(figures[self.options.best_by])

@@ -224,6 +224,8 @@ def loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recipe) -> Losse
         found = two_player_loss(phase, players, replace(batch, real=seen), recipe)
         terms |= {f"{name}_{generator.sides[k]}": value for name, value in found.terms.items()}
         stats |= {f"{name}_{generator.sides[k]}": value for name, value in found.stats.items()}
+        if k == 0 and "diversity" in found.stats:
+            stats["diversity"] = found.stats["diversity"]  # finer levels vary as what they are given does
         for name in summed:
             if name in found.stats:
                 summed[name].append(found.stats[name])

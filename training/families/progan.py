@@ -65,7 +65,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(
             Block(plan[max(i - 1, 0)], wide, recipe, first=i == 0) for i, wide in enumerate(plan)
         )
-        self.to_colours = nn.ModuleList(EqualConv2d(wide, recipe.channels, 1) for wide in plan)
+        self.to_colours = nn.ModuleList(EqualConv2d(wide, recipe.channels, 1, gain=0.25) for wide in plan)
         self.register_buffer("level", torch.tensor(self.octaves * WHOLE, device="cpu"))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

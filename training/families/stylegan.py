@@ -43,6 +43,8 @@ MEAN_W_KEEP = 0.995
 """How much of the tracked mean w an iteration keeps; the paper's."""
 PATH_LENGTH_KEEP = 0.99
 """The same for the mean path length (StyleGAN2)."""
+COLOUR_GAIN = 0.25
+"""Of colours: they begin within the range of images, not far beyond it, where D would have an easy game."""
 MEAN_W_SEEDS = range(2**31, 2**31 + 4096)
 """What the exported mean w is computed from: seeds that nobody asks for first."""
 DIRECTIONS = 16
@@ -132,7 +134,7 @@ class ToColours(nn.Module):
     def __init__(self, recipe: Recipe, inputs: int) -> None:
         super().__init__()
         self.style = EqualLinear(recipe.latent_dim, inputs, bias=1.0)
-        self.conv = EqualConv2d(inputs, recipe.channels, 1)
+        self.conv = EqualConv2d(inputs, recipe.channels, 1, gain=COLOUR_GAIN)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """See the class."""
@@ -171,7 +173,8 @@ class Synthesis(nn.Module):
         self.palette = PaletteHead(plan[-1], recipe) if recipe.palette else None
         coloured = [] if recipe.palette else plan[-1:] if adain else plan
         self.to_colours = nn.ModuleList(
-            EqualConv2d(wide, recipe.channels, 1) if adain else ToColours(recipe, wide) for wide in coloured
+            EqualConv2d(wide, recipe.channels, 1, gain=COLOUR_GAIN) if adain else ToColours(recipe, wide)
+            for wide in coloured
         )
 
     def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
