@@ -175,8 +175,8 @@ RECIPES = {
     ),
     "modern": Recipe(
         size=64, latent_dim=64, generator_width=16, discriminator_width=16, max_channels=128, generator_norm="none",
-        discriminator_kind="ladder", resample="bilinear", grow_until=0.4, objective="relativistic", r1_gamma=0.5,
-        r2_gamma=0.5, learning_rate=1e-3, decay_from=0.7, batch_size=16, total_kimg=600, ema_kimg=10.0, mirror=True,
+        discriminator_kind="ladder", resample="bilinear", grow_until=0.5, objective="relativistic", r1_gamma=1.0,
+        r2_gamma=1.0, learning_rate=4e-3, decay_from=0.6, batch_size=16, total_kimg=400, ema_kimg=10.0, mirror=True,
         precision="bf16",
     ),
 }  # fmt: skip
