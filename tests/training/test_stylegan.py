@@ -40,7 +40,7 @@ def generator(recipe="features", **changes) -> Generator:
     built = FAMILIES["stylegan"].nets(small(recipe, **changes))["generator"]
     for name, parameter in built.named_parameters():
         if name.endswith("strength"):
-            torch.nn.init.constant_(parameter, 0.3)  # begins at zero: noise would not show
+            torch.nn.init.constant_(parameter, 3.0)  # begins at zero: noise would not show
     return built
 
 
