@@ -387,7 +387,7 @@ _PAPER = Recipe(
         "resolution": "64 px instead of 1024 px",
         "growing": "none: StyleGAN2 showed that it is not needed",
         "constant": "begins as random numbers instead of as ones, of which AdaIN makes nothing",
-        "beginnings": "colours begin at a quarter of unit deviation; the noise's strength learns at a tenth of the rate",
+        "beginnings": "colours begin at a quarter of unit deviation, noise learns its strength at a tenth of the rate",
     },
 )  # fmt: skip
 _MODERN = Recipe(
