@@ -161,6 +161,10 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
             # softplus(r) - softplus(-r) = r: moves the real target from 1 to 1 - smoothing.
             loss = loss + recipe.label_smoothing * real.mean()
         terms = {"discriminator": loss, **_classified(nets, batch.augment(batch.real), batch, recipe)}
+        if recipe.feature_weight:
+            # Summed, not weighted: the heads are nets of their own, and Adam does not see a factor.
+            real_logits, fake_logits = (_heads(nets)(batch.augment(x)).float() for x in (batch.real, images))
+            terms["features"] = OBJECTIVES["hinge"].discriminator(real_logits, fake_logits)
         # What ADA steers by. A relativistic D knows differences only.
         certainty = (real - fake if objective.pairs else real).detach().sign().mean()
         if recipe.drift:
@@ -173,6 +177,8 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
         with torch.no_grad():
             real = discriminator(batch.augment(batch.real), batch.labels).float()
     terms = {"generator": objective.generator(real, fake), **_classified(nets, batch.augment(images), batch, recipe)}
+    if recipe.feature_weight:
+        terms["features"] = -recipe.feature_weight * _heads(nets)(batch.augment(images)).float().mean()
     stats = {"saturation": fake.detach().sigmoid().mean(), "diversity": _diversity(images.detach(), batch.real)}
     return Losses(terms, stats)
 
@@ -181,6 +187,12 @@ def _diversity(images: Tensor, real: Tensor) -> Tensor:
     """How much generated pixels vary within the batch, over how much real ones do; 0 where all images are the same."""
     spreads = [part.float().std(dim=0, correction=0).mean() for part in (images, real)]
     return spreads[0] / spreads[1].clamp(min=1e-6)
+
+
+def _heads(nets: nn.ModuleDict) -> Callable[[Tensor], Tensor]:
+    """The discriminator's heads on pretrained features (training/projected.py)."""
+    heads: Callable[[Tensor], Tensor] = nets["discriminator"].heads  # type: ignore[assignment]
+    return heads
 
 
 def _classified(nets: nn.ModuleDict, images: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:

@@ -105,6 +105,8 @@ def test_finer_levels_are_given_rougher_images_while_they_learn():
 def test_what_cannot_be_a_pyramid_is_refused():
     with pytest.raises(RecipeError, match="latent_dim is 1, must be more than 1 for 2 levels"):
         LAPGAN.nets(small(latent_dim=1))
+    with pytest.raises(RecipeError, match=r"feature_weight is 0\.5, but levels judge bands"):
+        LAPGAN.nets(small(feature_weight=0.5))
     with pytest.raises(RecipeError, match="size is 9"):
         LAPGAN.nets(replace(small(), size=9))
 

@@ -114,6 +114,8 @@ def test_a_run_that_has_not_grown_up_is_not_exported(tmp_path):
 def test_it_grows_a_ladder_only():
     with pytest.raises(RecipeError, match="progan grows a 'ladder'"):
         PROGAN.nets(replace(small(), discriminator_kind="strided"))
+    with pytest.raises(RecipeError, match=r"feature_weight is 0\.5, but VGG16 sees nothing"):
+        PROGAN.nets(small(feature_weight=0.5))
 
 
 def test_drift_pulls_logits_to_zero(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from training.family import Family
 from training.layers import ConvDiscriminator, ConvGenerator, Maxout, initialise, latent_to_image
 from training.losses import two_player_loss, two_player_phases
+from training.projected import watching_features
 from training.recipe import Recipe
 
 
@@ -67,9 +68,14 @@ def nets(recipe: Recipe) -> nn.ModuleDict:
     recipe.one_architecture_of("conv", "mlp")
     if recipe.architecture == "mlp":
         return nn.ModuleDict(
-            {"generator": PerceptronGenerator(recipe), "discriminator": PerceptronDiscriminator(recipe)}
+            {
+                "generator": PerceptronGenerator(recipe),
+                "discriminator": watching_features(PerceptronDiscriminator(recipe), recipe),
+            }
         )
-    return nn.ModuleDict({"generator": ConvGenerator(recipe), "discriminator": ConvDiscriminator(recipe)})
+    return nn.ModuleDict(
+        {"generator": ConvGenerator(recipe), "discriminator": watching_features(ConvDiscriminator(recipe), recipe)}
+    )
 
 
 RECIPES = {

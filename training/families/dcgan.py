@@ -9,13 +9,16 @@ from torch import nn
 from training.family import Family
 from training.layers import ConvDiscriminator, ConvGenerator, latent_to_image
 from training.losses import two_player_loss, two_player_phases
+from training.projected import watching_features
 from training.recipe import Recipe
 
 
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Both players in training mode."""
     recipe.one_architecture_of("conv")
-    return nn.ModuleDict({"generator": ConvGenerator(recipe), "discriminator": ConvDiscriminator(recipe)})
+    return nn.ModuleDict(
+        {"generator": ConvGenerator(recipe), "discriminator": watching_features(ConvDiscriminator(recipe), recipe)}
+    )
 
 
 RECIPES = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from training.family import Family
 from training.layers import Maxout, MinibatchStddev, initialise, latent_to_image
 from training.losses import two_player_loss, two_player_phases
+from training.projected import watching_features
 from training.recipe import Recipe
 
 
@@ -73,7 +74,9 @@ class Discriminator(nn.Module):
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Both players in training mode."""
     recipe.one_architecture_of("mlp", "paper")
-    return nn.ModuleDict({"generator": Generator(recipe), "discriminator": Discriminator(recipe)})
+    return nn.ModuleDict(
+        {"generator": Generator(recipe), "discriminator": watching_features(Discriminator(recipe), recipe)}
+    )
 
 
 RECIPES = {

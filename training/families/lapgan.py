@@ -203,6 +203,8 @@ def nets(recipe: Recipe) -> nn.ModuleDict:
     recipe.one_architecture_of("conv", "paper")
     if len(sides_of(recipe.size)) < 2:
         raise RecipeError(f"size is {recipe.size}, too small for a pyramid")
+    if recipe.feature_weight:
+        raise RecipeError(f"feature_weight is {recipe.feature_weight}, but levels judge bands, not pictures: use 0")
     return nn.ModuleDict({"generator": Generator(recipe), "discriminator": Discriminator(recipe)})
 
 

@@ -106,6 +106,8 @@ def nets(recipe: Recipe) -> nn.ModuleDict:
     refuse_clipping(recipe)
     if recipe.discriminator_kind != "ladder":
         raise RecipeError(f"discriminator_kind is {recipe.discriminator_kind!r}, progan grows a 'ladder'")
+    if recipe.feature_weight:
+        raise RecipeError(f"feature_weight is {recipe.feature_weight}, but VGG16 sees nothing in images of 4 px: use 0")
     return nn.ModuleDict({"generator": Generator(recipe), "discriminator": LadderDiscriminator(recipe, growing=True)})
 
 

@@ -37,6 +37,7 @@ from training.progressive import (
     PixelNorm,
     refuse_clipping,
 )
+from training.projected import watching_features
 from training.recipe import Recipe, RecipeError
 
 MEAN_W_KEEP = 0.995
@@ -273,8 +274,10 @@ def nets(recipe: Recipe) -> nn.ModuleDict:
             raise RecipeError("mapping_layers is 0, which architecture 'demod' cannot do without: at least 1")
     if recipe.palette and recipe.architecture == "adain":
         raise RecipeError(f"palette is {recipe.palette}, which architecture 'adain' does not have: use 'demod'")
-    judge = LadderDiscriminator(recipe) if recipe.discriminator_kind == "ladder" else ConvDiscriminator(recipe)
-    return nn.ModuleDict({"generator": Generator(recipe), "discriminator": judge})
+    judge: nn.Module = (
+        LadderDiscriminator(recipe) if recipe.discriminator_kind == "ladder" else ConvDiscriminator(recipe)
+    )
+    return nn.ModuleDict({"generator": Generator(recipe), "discriminator": watching_features(judge, recipe)})
 
 
 def phases(recipe: Recipe) -> Sequence[Phase]:
