@@ -38,8 +38,8 @@ GOLDEN_ROWS = 4
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a float output between torch and onnxruntime, relative to the output's largest value."""
 ROUNDED_SHARE = 5e-4
-"""Share of an image's values that may be rounded to the neighbouring level. Deep nets, most of all those with norms, are
-up to 1e-3 of a level off where sums are taken in another order, and some values lie that near to an edge."""
+"""Share of an image's values that may be rounded to the neighbouring level. Deep nets, most of all those with norms,
+are off by up to 1e-3 of a level where sums are taken in another order, and some values lie that near to an edge."""
 FREE_SIDES = ((32, 48), (48, 32), (64, 64))
 """Heights and widths, px, that symbolic ones take in the parity check, in turn."""
 
