@@ -25,11 +25,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from benchmarks.feeds import drawing
 from benchmarks.load import Period, closed_loop
 from benchmarks.processes import free_port, ganymede, picture, running
 from benchmarks.race import bodies, table
 from benchmarks.server import machine
-from service.engine.latents import labels_from_seeds, latents_from_seeds
 from service.imaging import Provenance, encode
 from service.manifest import GenerateSpec, Manifest, Task
 from service.manifest import Provenance as Origin
@@ -141,13 +141,7 @@ class BareLoop:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._manifest = folder, read_package(folder)
-        generate = self._manifest.generate
-        assert generate is not None
-        (self._graph,) = self._manifest.graphs.values()
-        self._feeds = {self._graph.inputs[0].name: latents_from_seeds(range(SEEDS), generate.latent_dim)}
-        if generate.labels:
-            labels = labels_from_seeds(range(SEEDS), len(generate.labels))
-            self._feeds[self._graph.inputs[1].name] = labels
+        self._graph, self._feeds = drawing(folder, self._manifest, range(SEEDS))
 
     def best(self, seconds: float) -> LoopPlan:
         """The fastest plan of the sweep: each gets a fifth of a measurement's time."""

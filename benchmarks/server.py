@@ -22,12 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
 import onnxruntime
 
+from benchmarks.feeds import drawing
 from service import imaging
 from service.bench import Plan, measure
-from service.engine.latents import latents_from_seeds
 from service.manifest import Manifest, Task
 from service.package import read_package
 
@@ -72,11 +71,8 @@ def measured(url: str, folder: Path, manifest: Manifest, seconds: float) -> list
 
 def bare_loop(folder: Path, manifest: Manifest, seconds: float) -> float:
     """Images per second of ONNX Runtime and the PNG writer alone, a one-thread session on every core."""
-    assert manifest.generate is not None
-    (graph,) = manifest.graphs.values()
     cores = len(os.sched_getaffinity(0))
-    latents = latents_from_seeds(range(64), manifest.generate.latent_dim)
-    classes = len(manifest.generate.labels or ())
+    graph, rows = drawing(folder, manifest, range(64))
 
     def draw(_: int) -> int:
         options = onnxruntime.SessionOptions()
@@ -84,10 +80,8 @@ def bare_loop(folder: Path, manifest: Manifest, seconds: float) -> float:
         session = onnxruntime.InferenceSession(folder / graph.file, options, providers=["CPUExecutionProvider"])
         end, count = time.perf_counter() + seconds, 0
         while time.perf_counter() < end:
-            row = count % len(latents)
-            feeds = {graph.inputs[0].name: latents[row : row + 1]}
-            if classes:
-                feeds[graph.inputs[1].name] = np.array([row % classes], np.int64)
+            row = count % 64
+            feeds = {name: values[row : row + 1] for name, values in rows.items()}
             imaging.encode(session.run(None, feeds)[0][0], "png")
             count += 1
         return count

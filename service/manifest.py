@@ -94,7 +94,8 @@ class GenerateSpec(_Frozen):
     """How `POST /generate` feeds the model.
 
     `labels` are the classes in index order, or null for an unconditional model. `style_layers` is null for a
-    model without w space; there truncation multiplies z.
+    model without w space; there truncation multiplies z. With it, one graph maps z to w, another takes w for each layer
+    (and perhaps noise), and `mean_w` is among the arrays.
     """
 
     latent: Literal["normal"] = "normal"
@@ -196,7 +197,25 @@ class Manifest(_Frozen):
             raise ValueError("generate.labels are the classes of a graph's label input: both or neither")
         if not any(tensor.kind == "image" for graph in self.graphs.values() for tensor in graph.outputs):
             raise ValueError("generate is in tasks but no graph's output is an image")
+        if spec.style_layers is None:
+            return self
+        if self.style_dim is None:
+            raise ValueError(
+                f"generate.style_layers is {spec.style_layers}, but no graph takes a latent for each layer"
+            )
+        if self.arrays is None:
+            raise ValueError("generate.style_layers is set, but arrays, with mean_w, are missing")
         return self
+
+    @property
+    def style_dim(self) -> int | None:
+        """Length of w: of the latent [batch, style_layers, length] that a graph takes; None without such."""
+        layers = self.generate.style_layers if self.generate is not None else None
+        for graph in self.graphs.values():
+            for tensor in graph.inputs:
+                if tensor.kind == "latent" and len(tensor.shape) == 3 and tensor.shape[1] == layers:
+                    return tensor.shape[2] if isinstance(tensor.shape[2], int) else None
+        return None
 
 
 def resolve_dimension(dimension: int | str, symbols: dict[str, int]) -> int:

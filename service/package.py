@@ -178,6 +178,7 @@ def verify_package(folder: Path) -> Manifest:
         if spec is not None:
             _check_hash(folder / spec.file, spec.sha256, NPZ_MAX_BYTES, manifest.ref)
             read_npz(folder / spec.file, model=manifest.ref)
+    _check_arrays(folder, manifest)
     read_golden(folder, manifest)
     return manifest
 
@@ -238,6 +239,7 @@ def _rename_into_place(staging: Path, draft: ManifestDraft, hashes: Mapping[str,
         _write(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode() + b"\n")
         for graph in manifest.graphs.values():
             _check_operators(staging / graph.file, graph.opset, manifest.ref)
+        _check_arrays(staging, manifest)
         read_golden(staging, manifest)
         _flush(staging)
         target = parent / str(number)
@@ -305,6 +307,18 @@ def _check_golden(manifest: Manifest, stored: Arrays) -> None:
                 raise fault(f"{name}/{tensor.name} has shape {list(array.shape)}, must be {list(tensor.shape)}")
             if not np.isfinite(array).all():
                 raise fault(f"{name}/{tensor.name} holds numbers that are not finite")
+
+
+def _check_arrays(folder: Path, manifest: Manifest) -> None:
+    """Where truncation is in w, the mean w is there: float32, as long as the styles are."""
+    if manifest.generate is None or manifest.generate.style_layers is None or manifest.arrays is None:
+        return
+    arrays = read_npz(folder / manifest.arrays.file, model=manifest.ref)
+    mean, wide = arrays.get("mean_w"), manifest.style_dim
+    if mean is None or mean.dtype != np.float32 or mean.shape != (wide,) or not np.isfinite(mean).all():
+        found = "is missing" if mean is None else f"is {mean.dtype} {list(mean.shape)}"
+        detail = f"{manifest.arrays.file}: mean_w {found}, must be {wide} finite numbers of float32"
+        raise FileInvalid(detail, model=manifest.ref)
 
 
 def _first_faults(error: ValidationError, limit: int = 3) -> str:

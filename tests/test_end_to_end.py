@@ -9,9 +9,11 @@ import pytest
 import torch
 from apiclient import client_of
 from PIL import Image
+from tinytraining import shrunk, tiny_run
 
 from training.__main__ import main
-from training.export import TrainedRun, read_run
+from training.export import TrainedRun, export_run, read_run
+from training.layers import to_pixels
 
 SIDE = 16
 
@@ -84,3 +86,36 @@ async def test_train_export_serve_and_replace(folder, tmp_path, capfd):
         new = await assert_drawn_by(client, second, "shapes-16", "shapes-16@2")
         assert np.abs(new.astype(int) - old.astype(int)).max() > 1
         await assert_drawn_by(client, first, "shapes-16@1", "shapes-16@1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["lapgan", "progan", "stylegan", "vae"])
+async def test_families_of_several_graphs_are_served_as_they_were_trained(tmp_path, family):
+    run = read_run(tiny_run(tmp_path / "run", family, shrunk(family)))
+    (folder,) = export_run(run, tmp_path / "models", "tiny")
+    async with client_of(None, models=tmp_path / "models", profile_s=0, lanes=1) as client:
+        for seed in (7, 8):
+            reply = await client.post("/generate", json={"model": "tiny", "seed": seed})
+            assert reply.status_code == 200, reply.text
+            picture = np.asarray(Image.open(io.BytesIO(reply.content))).astype(int)
+            assert np.abs(picture - run.sample([seed])[0].astype(int)).max() <= 1
+        described = (await client.get("/models/tiny")).json()
+        assert described["image"] == {"height": 8, "width": 8, "channels": 3} and described["latent_dim"] == 8
+        if family == "stylegan":
+            means = [
+                (await client.post("/generate", json={"model": "tiny", "seed": seed, "truncation": 0})).content
+                for seed in (1, 2)
+            ]
+            pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in means]
+            np.testing.assert_array_equal(*pictures)
+            with np.load(folder / "arrays.npz") as arrays:
+                styles = torch.from_numpy(arrays["mean_w"]).expand(1, run.nets["generator"].style_layers, -1)
+            expected = to_pixels(run.nets["generator"].synthesis(styles))[0].numpy().astype(int)
+            assert np.abs(pictures[0].astype(int) - expected).max() <= 1
+        if family == "vae":
+            picture = io.BytesIO()
+            Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)).save(picture, "PNG")
+            headers = {"content-type": "image/png"}
+            reply = await client.post("/translate?model=tiny", content=picture.getvalue(), headers=headers)
+            assert reply.status_code == 200, reply.text
+            assert Image.open(io.BytesIO(reply.content)).mode == "RGB"

@@ -212,3 +212,112 @@ def write_picture_models(root: Path) -> None:
     write_picture_model(root, "tiny-x2", Task.UPSCALE, scale=2, seed=5)
     write_picture_model(root, "tiny-x4", Task.UPSCALE, scale=4, seed=6)
     write_picture_model(root, "tiny-x2-keep", Task.UPSCALE, scale=2, alpha="keep", seed=7)
+
+
+STYLE_DIM, STYLE_LAYERS, STYLE_NOISE = 6, 3, 5
+
+
+def style_graphs(*, latent_dim: int = 8, classes: int = 0, noise: bool = True, side: int = 8) -> dict[str, bytes]:
+    """`mapping` (z and perhaps a label to w) and `synthesis` (w for each layer and perhaps noise to the image)."""
+    rng = np.random.RandomState(5)
+    pixels = side * side * 3
+    mapping_nodes, mapping_inputs, first = [], [("z", TensorProto.FLOAT, ["batch", latent_dim])], "z"
+    weights = {"m": rng.randn(latent_dim, STYLE_DIM), "n": rng.randn(STYLE_DIM)}
+    if classes:
+        weights["embedding"] = rng.randn(classes, latent_dim)
+        mapping_inputs.append(("label", TensorProto.INT64, ["batch"]))
+        mapping_nodes += [
+            helper.make_node("Gather", ["embedding", "label"], ["embedded"]),
+            helper.make_node("Add", ["z", "embedded"], ["joined"]),
+        ]
+        first = "joined"
+    mapping_nodes += [helper.make_node("Gemm", [first, "m", "n"], ["h"]), helper.make_node("LeakyRelu", ["h"], ["w"])]
+    mapping = _model(mapping_nodes, mapping_inputs, [("w", TensorProto.FLOAT, ["batch", STYLE_DIM])], weights)
+    wide = STYLE_LAYERS * STYLE_DIM
+    weights = {"a": rng.randn(wide, pixels) / 4, "b": rng.randn(pixels), "scale": np.array(127.5)}
+    inputs = [("styles", TensorProto.FLOAT, ["batch", STYLE_LAYERS, STYLE_DIM])]
+    nodes, last = (
+        [helper.make_node("Flatten", ["styles"], ["flat"]), helper.make_node("Gemm", ["flat", "a", "b"], ["x"])],
+        "x",
+    )
+    if noise:
+        weights["c"] = rng.randn(STYLE_NOISE, pixels) / 4
+        inputs.append(("noise", TensorProto.FLOAT, ["batch", STYLE_NOISE]))
+        nodes += [helper.make_node("MatMul", ["noise", "c"], ["y"]), helper.make_node("Add", ["x", "y"], ["sum"])]
+        last = "sum"
+    nodes += [
+        helper.make_node("Tanh", [last], ["t"]),
+        helper.make_node("Mul", ["t", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "scale"], ["shifted"]),
+        helper.make_node("Round", ["shifted"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["bytes"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["bytes", "shape"], ["image"]),
+    ]
+    shape = numpy_helper.from_array(np.array([0, side, side, 3], np.int64), "shape")
+    synthesis = _model(nodes, inputs, [("image", TensorProto.UINT8, ["batch", side, side, 3])], weights, extra=(shape,))
+    return {"mapping": mapping, "synthesis": synthesis}
+
+
+def _model(nodes, inputs, outputs, weights, extra=()) -> bytes:  # type: ignore[no-untyped-def]
+    initializers = [numpy_helper.from_array(np.asarray(w, np.float32), name) for name, w in weights.items()]
+    ends = ([helper.make_tensor_value_info(*one) for one in side] for side in (inputs, outputs))
+    graph = helper.make_graph(nodes, "tiny", *ends, [*initializers, *extra])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def write_tiny_style(
+    root: Path,
+    name: str = "tiny-w",
+    *,
+    labels: tuple[str, ...] | None = None,
+    noise: bool = True,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a model with a space of styles, 8x8x3; its mean w is 0.1, 0.2, ..."""
+    graphs = style_graphs(classes=len(labels or ()), noise=noise)
+    random, golden = np.random.RandomState(0), {}
+    feeds: dict[str, dict[str, np.ndarray]] = {
+        "mapping": {"z": latents_from_seeds(range(4), 8)},
+        "synthesis": {"styles": random.randn(4, STYLE_LAYERS, STYLE_DIM).astype(np.float32)},
+    }
+    latent = {"kind": "latent", "dtype": "float32"}
+    inputs = {
+        "mapping": [TensorSpec(name="z", shape=("batch", 8), **latent)],
+        "synthesis": [TensorSpec(name="styles", shape=("batch", STYLE_LAYERS, STYLE_DIM), **latent)],
+    }
+    if labels:
+        feeds["mapping"]["label"] = np.arange(4, dtype=np.int64) % len(labels)
+        inputs["mapping"].append(TensorSpec(name="label", kind="label", dtype="int64", shape=("batch",)))
+    if noise:
+        feeds["synthesis"]["noise"] = random.randn(4, STYLE_NOISE).astype(np.float32)
+        spec = TensorSpec(name="noise", kind="noise", dtype="float32", shape=("batch", STYLE_NOISE))
+        inputs["synthesis"].append(spec)
+    outputs = {
+        "mapping": TensorSpec(name="w", shape=("batch", STYLE_DIM), **latent),
+        "synthesis": TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", 8, 8, 3)),
+    }
+    for graph, data in graphs.items():
+        answers = golden_of(data, feeds[graph])
+        golden |= {key.replace("generator/", f"{graph}/"): value for key, value in answers.items()}
+    draft = ManifestDraft(
+        name=name,
+        family="tiny",
+        tasks=(Task.GENERATE,),
+        graphs={g: GraphDraft(opset=OPSET, inputs=tuple(inputs[g]), outputs=(outputs[g],)) for g in graphs},
+        generate=GenerateSpec(latent_dim=8, labels=labels, style_layers=STYLE_LAYERS),
+        provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
+        license="Apache-2.0",
+        paper="none",
+    )
+    mean = np.arange(1, STYLE_DIM + 1, dtype=np.float32) / 10
+    return write_package(
+        root,
+        draft,
+        graphs=graphs,
+        golden=golden,
+        arrays={"mean_w": mean} if arrays is None else arrays,
+        card=f"# {name}\n",
+        samples_png=SAMPLES_PNG,
+    )

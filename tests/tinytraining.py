@@ -36,6 +36,8 @@ def shrunk(family: str, recipe: str | Recipe = "modern", **changes) -> Recipe:
         "max_channels": 16,
         "batch_size": 8,
         "total_kimg": 0.08,
+        # A family that grows has grown up after its first step.
+        "grow_until": min(whole.grow_until, 0.1),
     }
     return whole.replaced(**{**small, **changes})
 

@@ -21,7 +21,7 @@ from training.families import FAMILIES
 from training.family import Family
 from training.features import FeaturesUnavailable
 from training.losses import OBJECTIVES, with_objective
-from training.monitors.blow_up import BlowUp
+from training.monitors import watchers
 from training.pairruns import evaluate_pairs, pair_trainer, say_report
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
@@ -122,7 +122,7 @@ def _image_trainer(
     trainer = Trainer(
         family, recipe, data.train, data.train_labels if recipe.classes else None, log, options,
         evaluate=_evaluator(data, options, log) if args.evaluate_kimg > 0 else None,
-        monitors=[BlowUp()], device=args.device,
+        monitors=watchers(), device=args.device,
     )  # fmt: skip
     return recipe, data, trainer
 

@@ -37,6 +37,9 @@ PARITY_SEEDS = 3
 GOLDEN_ROWS = 4
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a float output between torch and onnxruntime, relative to the output's largest value."""
+ROUNDED_SHARE = 5e-4
+"""Share of an image's values that may be rounded to the neighbouring level. Deep nets, most of all those with norms,
+are off by up to 1e-3 of a level where sums are taken in another order, and some values lie that near to an edge."""
 FREE_SIDES = ((32, 48), (48, 32), (64, 64))
 """Heights and widths, px, that symbolic ones take in the parity check, in turn."""
 
@@ -249,8 +252,8 @@ def prove(graph: GraphExport, data: bytes, spec: ExportSpec) -> tuple[Arrays, Ar
     """Hold onnxruntime's answers against torch's at every parity batch and seed; returns the golden rows.
 
     Raises:
-        ExportError: an output's shape, type or values differ: images by more than one level, or on more than one value
-            in 10,000; floats by more than FLOAT_TOLERANCE.
+        ExportError: an output's shape, type or values differ: images by more than one level, or on more than two values
+            and ROUNDED_SHARE of all; floats by more than FLOAT_TOLERANCE.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -278,7 +281,7 @@ def _compare(graph: GraphExport, session: onnxruntime.InferenceSession, inputs: 
             )
         apart = np.abs(got.astype(np.float64) - reference.astype(np.float64))
         if spec.dtype == "uint8":
-            if apart.max() > 1 or np.mean(apart > 0) > 1e-4 + 1 / apart.size:
+            if apart.max() > 1 or np.count_nonzero(apart) > 2 + ROUNDED_SHARE * apart.size:
                 raise ExportError(f"output {spec.name!r} at batch {rows} differs from torch by up to {apart.max():.0f}")
         elif apart.max() > FLOAT_TOLERANCE * max(float(np.abs(reference).max()), 1.0):
             raise ExportError(f"output {spec.name!r} at batch {rows} differs from torch by up to {apart.max():.2g}")

@@ -103,6 +103,8 @@ class Family:
             latter two `nets["generator"]` maps images to images.
         sheet: what a sample grid shows in a row beside input and target, from the generator, inputs and targets; None
             shows the output.
+        grow: called before each iteration with the nets and the part of the run that is done, 0 to 1: for nets that
+            change while they train. What it changes are whole-number buffers, which the moving average takes over.
     """
 
     name: str
@@ -115,3 +117,4 @@ class Family:
     conditional: bool = False
     pairing: Literal["none", "paired", "unpaired"] = "none"
     sheet: Callable[[nn.Module, Tensor, Tensor], Sequence[Tensor]] | None = None
+    grow: Callable[[nn.ModuleDict, float, Recipe], None] | None = None

@@ -164,7 +164,7 @@ class ConvGenerator(nn.Module):
             ClassBatchNorm(c, recipe.classes) if recipe.generator_norm == "batch" else _NoNorm() for c in channels
         )
         self.refines = nn.ModuleList(_Refine(c, recipe) for c in channels[1:] for _ in range(recipe.residual_blocks))
-        self.to_image = _PaletteHead(channels[-1], recipe) if recipe.palette else _ColourHead(channels[-1], recipe)
+        self.to_image = PaletteHead(channels[-1], recipe) if recipe.palette else _ColourHead(channels[-1], recipe)
         initialise(self, recipe)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -194,7 +194,7 @@ LEARNT_SHARPNESS, DRAWN_SHARPNESS = 16.0, 32.0
 """Factors on a palette head's logits. At the first, training settles on mixtures that are softer than drawings are."""
 
 
-class _PaletteHead(nn.Module):
+class PaletteHead(nn.Module):
     """Features [N, F, H, W] to mixtures of a few colours, [N, C, H, W] in [-1, 1].
 
     Shares below 0.8 of an even mixture's are cut to zero, so that areas of one colour come out exactly flat and edges

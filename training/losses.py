@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.family import Batch, Losses, Phase
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 
@@ -98,8 +98,10 @@ def with_objective(recipe: Recipe, name: str) -> Recipe:
     """The recipe under another objective, with the settings that the objective cannot do without.
 
     Raises:
-        RecipeError: unknown objective.
+        RecipeError: unknown objective, or a recipe without an adversary.
     """
+    if recipe.objective not in OBJECTIVES:
+        raise RecipeError(f"objective is {recipe.objective!r} for want of an adversary: {name!r} would need one")
     if name == recipe.objective:
         return recipe
     changes = dict(OBJECTIVES[name].changes) if name in OBJECTIVES else {}
@@ -128,7 +130,13 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 
 def two_player_phases(recipe: Recipe) -> Sequence[Phase]:
-    """Penalties (lazily, their gradient added to D's next step), discriminator, generator."""
+    """Penalties (lazily, their gradient added to D's next step), discriminator, generator.
+
+    Raises:
+        RecipeError: the objective is no adversarial one.
+    """
+    if recipe.objective not in OBJECTIVES:
+        raise RecipeError(f"objective is {recipe.objective!r}, two players have {', '.join(OBJECTIVES)}")
     phases = []
     if recipe.r1_gamma or recipe.r2_gamma or recipe.gp_lambda:
         phases.append(Phase("penalty", ("discriminator",), every=recipe.penalty_every, step=False, autocast=False))
@@ -157,7 +165,11 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
             # Summed, not weighted: the heads are nets of their own, and Adam does not see a factor.
             real_logits, fake_logits = (_heads(nets)(batch.augment(x)).float() for x in (batch.real, images))
             terms["features"] = OBJECTIVES["hinge"].discriminator(real_logits, fake_logits)
-        return Losses(terms, _logit_stats(real.detach(), fake.detach()))
+        # What ADA steers by. A relativistic D knows differences only.
+        certainty = (real - fake if objective.pairs else real).detach().sign().mean()
+        if recipe.drift:
+            terms["drift"] = recipe.drift * real.square().mean()
+        return Losses(terms, {**_logit_stats(real.detach(), fake.detach()), "certainty": certainty})
     images = nets["generator"](batch.z, batch.labels)
     fake = discriminator(batch.augment(images), batch.labels).float()
     real = fake.detach()
@@ -167,7 +179,14 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
     terms = {"generator": objective.generator(real, fake), **_classified(nets, batch.augment(images), batch, recipe)}
     if recipe.feature_weight:
         terms["features"] = -recipe.feature_weight * _heads(nets)(batch.augment(images)).float().mean()
-    return Losses(terms, {"saturation": fake.detach().sigmoid().mean()})
+    stats = {"saturation": fake.detach().sigmoid().mean(), "diversity": _diversity(images.detach(), batch.real)}
+    return Losses(terms, stats)
+
+
+def _diversity(images: Tensor, real: Tensor) -> Tensor:
+    """How much generated pixels vary within the batch, over how much real ones do; 0 where all images are the same."""
+    spreads = [part.float().std(dim=0, correction=0).mean() for part in (images, real)]
+    return spreads[0] / spreads[1].clamp(min=1e-6)
 
 
 def _heads(nets: nn.ModuleDict) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 Objective = Literal[
-    "minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "wasserstein_gp", "relativistic"
+    "minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "wasserstein_gp", "relativistic", "elbo"
 ]
 
 
@@ -61,13 +61,15 @@ class Recipe:
     """Initialise weights from N(0, std); 0 keeps torch's defaults. DCGAN's paper: 0.02."""
 
     objective: Objective = "non_saturating"
-    """The adversarial loss; see losses.py."""
+    """The adversarial loss; see losses.py. `elbo`, a VAE's lower bound, has no adversary."""
     r1_gamma: float = 0.0
     """Weight of the squared gradient norm at real images (arXiv:1801.04406). Raise it when D wins; 0.01 to 1."""
     r2_gamma: float = 0.0
     """The same at generated images. The relativistic objective needs both (arXiv:2501.05441)."""
     gp_lambda: float = 0.0
     """WGAN-GP's weight on (|grad| - 1)^2 between real and generated images; the paper: 10."""
+    drift: float = 0.0
+    """Weight of D's squared logits at real images, which keeps Wasserstein critics from drifting off. ProGAN: 0.001."""
     penalty_every: int = 4
     """Penalties every n iterations with n times the weight: a third of the time saved, same result (StyleGAN2)."""
     clip: float = 0.0
@@ -112,6 +114,37 @@ class Recipe:
     """Weight of AC-GAN's classifier (arXiv:1610.09585): D learns real images' classes, G is asked to be recognised.
     Makes labels mean more and samples more alike; 0.1 to 0.5, conditional convolutional nets only."""
 
+    mapping_layers: int = 0
+    """StyleGAN: layers of the mapping network from z to w, which styles every layer; 0 is without styles, z (brought to
+    length 1 per unit) being the input of the first layer alone. The paper: 8; 4 do for small nets."""
+    mapping_rate: float = 0.01
+    """Learning rate of the mapping network, as a multiple: at the root of everything, it runs away otherwise."""
+    constant_input: bool = False
+    """StyleGAN: begin from a learned constant instead of from the latent; needs styles."""
+    noise: bool = False
+    """StyleGAN: a fresh number per pixel after every convolution, with a learned strength: hair, grain, leaves."""
+    style_mixing: float = 0.0
+    """StyleGAN: share of training images whose layers from a random one on are styled by another latent. Paper: 0.9."""
+    resample: Literal["nearest", "bilinear"] = "nearest"
+    """How nets of the ProGAN line change resolution; bilinear is smoother (StyleGAN's first feature)."""
+    path_length_weight: float = 0.0
+    """StyleGAN2: of the squared deviation of |dG/dw| from its mean, which evens out the latent space. The paper: 2."""
+    path_length_every: int = 8
+    """Path-length penalties every n iterations with n times the weight, on half of the batch: each costs several."""
+    discriminator_kind: Literal["strided", "ladder"] = "strided"
+    """For the ProGAN line: `ladder`, as published, has two convolutions an octave; `strided` is DCGAN's, less work."""
+    grow_until: float = 0.0
+    """ProGAN: fraction of the run over which the resolution grows from the smallest to the whole, in turns of fading in
+    and of staying; 0 starts at the whole."""
+
+    condition_noise: float = 0.0
+    """LAPGAN: noise on the images that finer levels are given, up to this deviation: those that they meet when drawing
+    are not as clean as real ones; 0.05 to 0.2."""
+    beta: float = 1.0
+    """VAE: weight of the divergence from the prior; more makes latents tidier, pictures softer; 0 is an autoencoder."""
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    """VAE: of pixels given the latent; gaussian with the deviation that fits best, bernoulli for black and white."""
+
     optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
     learning_rate: float = 2e-4
     """Of G; of D too unless `discriminator_learning_rate` is set."""
@@ -138,7 +171,13 @@ class Recipe:
     mirror: bool = False
     """Flip images left to right at random. Right for faces and landscapes, wrong for digits and letters."""
     augment: str = ""
-    """DiffAugment policy, e.g. `color,translation,cutout` (arXiv:2006.10738); for fewer than ~10,000 images."""
+    """For fewer than ~10,000 images: DiffAugment, e.g. `color,translation,cutout` (arXiv:2006.10738), or `ada`
+    (arXiv:2006.06676), which turns itself up and down."""
+    ada_kimg: float = 500.0
+    """Thousand images in which ADA's probability could go from 0 to 1. The paper's; short runs want less."""
+    ada_target: float = 0.6
+    """Certainty of D that ADA steers for: the mean sign of its logits of reals (the relativistic objective: of their
+    difference to the fakes'). The paper's; lower augments more."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 autocast for the nets' bodies; logits and penalties stay in fp32."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -181,13 +220,13 @@ class Recipe:
         for name in ("total_kimg", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be above 0")
-        for name in ("penalty_every", "discriminator_steps"):
+        for name in ("penalty_every", "path_length_every", "discriminator_steps"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
         for name in ("dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1)")
-        for name in ("decay_from", "decay_to"):
+        for name in ("decay_from", "decay_to", "style_mixing", "grow_until"):
             if getattr(self, name) > 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be in [0, 1]")
         for name in ("scale", "shrink"):

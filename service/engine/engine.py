@@ -103,6 +103,7 @@ class ModelInfo:
     def fingerprint(self) -> str:
         """What its pictures depend on besides the request: the weights, and where they run."""
         weights = sorted(graph.sha256 for graph in self.manifest.graphs.values())
+        weights += [self.manifest.arrays.sha256] if self.manifest.arrays is not None else []
         return "|".join([self.manifest.ref, *weights, *self.providers])
 
     @property

@@ -90,6 +90,29 @@ def latents_from_seeds(seeds: Sequence[int], latent_dim: int) -> npt.NDArray[np.
     return z
 
 
+def noise_from_seeds(seeds: Sequence[int], latent_dim: int, noise_dim: int) -> npt.NDArray[np.float32]:
+    """Per-pixel noise of seeds: the numbers that follow z in the seed's stream, rounded to float32.
+
+    Args:
+        seeds: N whole numbers, 0 <= seed < 2**32. Constant noise is that of seed 0.
+        latent_dim: D, numbers of z that come before.
+        noise_dim: numbers of noise, those of the first layer first, each layer's plane row by row.
+
+    Returns:
+        [N, noise_dim] float32.
+
+    Raises:
+        InvalidRequest: a seed is not a whole number in range; field `seeds`.
+    """
+    noise = np.empty((len(seeds), noise_dim), np.float32)
+    stream = _stream()
+    for row, seed in enumerate(seeds):
+        stream.seed(check_seed(seed, field="seeds"))
+        stream.randn(latent_dim)
+        noise[row] = stream.randn(noise_dim)
+    return noise
+
+
 def check_latents(latents: npt.ArrayLike, latent_dim: int, *, field: str = "latents") -> npt.NDArray[np.float32]:
     """Latents that a caller gives outright, as [N, D] float32; one flat row of D numbers is taken as N = 1.
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from service.engine.session import Array, Arrays, OrtSession, Watch, check_golde
 from service.errors import FileInvalid, GanymedeError
 from service.manifest import GraphSpec, Manifest
 from service.onnxfile import read_contents
-from service.package import read_golden, verify_package
+from service.package import read_golden, read_npz, verify_package
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Prepared:
 
     manifest: Manifest
     graphs: dict[str, PreparedGraph]
+    arrays: dict[str, Array] = field(default_factory=dict)
 
 
 class Progress(Watch):
@@ -143,7 +144,8 @@ def prepare_here(
     graphs = {}
     for name, spec in manifest.graphs.items():
         graphs[name] = _prepare_graph(folder, manifest.ref, spec, golden[name], options, progress)
-    return Prepared(manifest, graphs)
+    arrays = {} if manifest.arrays is None else read_npz(folder / manifest.arrays.file, model=manifest.ref)
+    return Prepared(manifest, graphs, arrays)
 
 
 def _prepare_graph(

@@ -79,6 +79,8 @@ class LoadedModel:
     graphs: Mapping[str, LoadedGraph]
     loaded_at: float = field(default_factory=time.time)
     state: Literal["serving", "draining"] = "serving"
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    """Model-wide arrays, as the folder holds them."""
 
     @property
     def ref(self) -> str:
@@ -320,7 +322,7 @@ class Repository:
                 raise
             raise FileInvalid(f"could not be loaded: {type(error).__name__}: {error}", model=one.ref) from error
         self._failed.pop(one.ref, None)
-        model = LoadedModel(prepared.manifest, one.folder, self._batchers(prepared))
+        model = LoadedModel(prepared.manifest, one.folder, self._batchers(prepared), arrays=prepared.arrays)
         previous = self._loaded.get(one.ref)
         self._loaded[one.ref] = model  # from here on new requests get it
         if previous is not None:

@@ -73,6 +73,7 @@ def test_it_comes_back_as_it_was_written(fields):
         ("generate/labels", [], "not empty"),
         ("generate/labels", ["a", "a"], "distinct"),
         ("generate/surprise", 1, "surprise"),
+        ("generate/style_layers", 4, "no graph takes a latent for each layer"),
         ("golden", None, "golden"),
         ("golden", ..., "golden"),
         ("surprise", 1, "surprise"),

@@ -2,8 +2,22 @@
 
 import pytest
 import torch
+from tinytraining import shrunk, spying, tiny_trainer
 
-from training.augment import POLICIES, augmentation, color, cutout, translation
+from training import checkpoint
+from training.augment import (
+    CAP,
+    OBSERVED,
+    POLICIES,
+    Adaptive,
+    _moved,
+    _recoloured,
+    augmentation,
+    color,
+    cutout,
+    translation,
+)
+from training.families import FAMILIES
 from training.recipe import RecipeError
 
 
@@ -27,11 +41,12 @@ def test_shapes_and_gradients(policy, shape):
 
 def test_nothing_asked_nothing_done(images):
     assert augmentation("")(images) is images
+    assert augmentation("ada")(images) is images  # as long as D asks for nothing
     assert augmentation(" , ")(images) is images
 
 
 def test_an_unknown_transform_is_named():
-    with pytest.raises(RecipeError, match="augment names 'rotate', must be of color, translation, cutout"):
+    with pytest.raises(RecipeError, match="augment names 'rotate', must be of color, translation, cutout, ada"):
         augmentation("color,rotate")
 
 
@@ -81,3 +96,95 @@ def test_color_is_affine_per_image_and_keeps_edges_in_place(images):
 def test_each_call_draws_anew(images):
     for transform in POLICIES.values():
         assert not torch.equal(transform(images), transform(images))
+
+
+# ADA
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 8, 8), (8, 1, 8, 8), (8, 6, 8, 8)])
+@pytest.mark.parametrize("p", [0.1, CAP])
+def test_adaptive_shapes_and_gradients(p, shape):
+    torch.manual_seed(1)
+    images = torch.rand(shape, requires_grad=True)
+    adaptive = Adaptive()
+    adaptive.p = p
+    out = adaptive(images)
+    assert out.shape == shape and out.isfinite().all()
+    (gradient,) = torch.autograd.grad(out.sum(), images)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+# At p = 0.1. Half of the flips, a quarter of the turns by right angles and a 16th of the whole shifts change nothing;
+# then scaling, two turns, stretching and shifts.
+MOVED = 0.95 * 0.925 * (1 - 0.1 * 15 / 16) * 0.9**4
+# Brightness, contrast, hue and saturation; half of the inversions change nothing.
+RECOLOURED = 0.9**4 * 0.95
+
+
+@pytest.mark.parametrize("transform", [_moved, _recoloured])
+def test_at_probability_p_so_many_images_are_left_alone(transform):
+    torch.manual_seed(0)
+    images = torch.rand(4000, 3, 16, 16)
+    for p, expected in ((0.0, 1.0), (0.1, MOVED if transform is _moved else RECOLOURED)):
+        apart = (transform(images, p) - images).abs().amax(dim=(1, 2, 3))
+        assert apart.lt(1e-5).float().mean().item() == pytest.approx(expected, abs=0.03)
+
+
+def test_movements_keep_colours_and_colours_keep_places():
+    torch.manual_seed(0)
+    flat = torch.tensor([0.2, -0.4, 0.9]).view(1, 3, 1, 1).expand(64, 3, 8, 8)
+    torch.testing.assert_close(_moved(flat, 0.8), flat)  # mirrored at the borders: nothing foreign comes in
+    images = torch.zeros(64, 3, 8, 8)
+    images[:, :, 2, 5] = torch.randn(64, 3)
+    changed = _recoloured(images, 0.8)
+    elsewhere = changed - changed[:, :, :1, :1]
+    elsewhere[:, :, 2, 5] = 0
+    assert elsewhere.abs().max() < 1e-5
+
+
+def test_hue_and_saturation_leave_greys():
+    torch.manual_seed(0)
+    grey = torch.rand(64, 1, 4, 4).expand(-1, 3, -1, -1)
+    out = _recoloured(grey, 0.8)
+    torch.testing.assert_close(out[:, 0], out[:, 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[:, 1], out[:, 2], atol=1e-5, rtol=0)
+
+
+def test_p_follows_the_certainty():
+    adaptive = Adaptive(kimg=1.0, target=0.6)
+    for _ in range(OBSERVED - 1):
+        adaptive.observe(1.0, 25)
+    assert adaptive.p == 0
+    adaptive.observe(1.0, 25)
+    assert adaptive.p == pytest.approx(0.1)
+    for _ in range(20 * OBSERVED):
+        adaptive.observe(0.9, 25)
+    assert adaptive.p == CAP
+    for _ in range(20 * OBSERVED):
+        adaptive.observe(0.1, 25)
+    assert adaptive.p == 0
+
+
+@pytest.mark.parametrize("family", ["gan", "dcgan", "lapgan", "stylegan", "progan"])
+def test_a_run_turns_it_up_and_a_resumed_one_goes_on_from_there(tmp_path, family):
+    recipe = shrunk(family, augment="ada", ada_kimg=0.2, penalty_every=2)
+    one = tiny_trainer(tmp_path / "one", family, recipe)
+    one.augment.adaptive.target = -1.1  # below any certainty
+    for _ in range(6):
+        stats = one.step()
+    assert stats["augment_p"] == pytest.approx(OBSERVED * 8 / 200)
+    checkpoint.save(tmp_path / "one" / "last.pt", one.state())
+    readings = [one.step() for _ in range(3)]
+    other = tiny_trainer(tmp_path / "other", family, recipe)
+    other.augment.adaptive.target = -1.1
+    other.restore(checkpoint.load(tmp_path / "one" / "last.pt"))
+    assert [other.step() for _ in range(3)] == readings
+
+
+def test_reals_and_fakes_are_augmented_alike(tmp_path):
+    seen = []
+    spied = spying(FAMILIES["gan"], lambda phase, nets, batch: seen.append(batch.augment))
+    trainer = tiny_trainer(tmp_path, spied, shrunk("gan", augment="ada,color"))
+    trainer.step()
+    assert seen and all(augment is trainer.augment for augment in seen)
+    assert trainer.augment.adaptive is trainer.augment.steps[0]

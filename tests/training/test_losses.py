@@ -229,7 +229,10 @@ def test_stats_of_the_discriminators_turn():
         "fake_logit": fake.mean(),
         "accuracy": ((real > 0).mean() + (fake < 0).mean()) / 2,
         "pair_accuracy": (real > fake).mean(),
+        "certainty": np.sign(real).mean(),
     }
+    paired = two_player_loss("discriminator", nets, shown, Recipe(objective="relativistic")).stats
+    assert float(paired["certainty"]) == pytest.approx(np.sign(real - fake).mean())
     assert {name: float(value) for name, value in stats.items()} == pytest.approx(expected, rel=1e-5)
 
 

@@ -48,7 +48,7 @@ def test_a_mixing_comes_back_with_the_checkpoint(small_features):
     assert torch.equal(first(images), second(images))
 
 
-@pytest.mark.parametrize("family", ["gan", "dcgan", "cgan"])
+@pytest.mark.parametrize("family", ["gan", "dcgan", "cgan", "stylegan"])
 def test_both_players_learn_from_the_heads(small_features, tmp_path, family):
     trainer = tiny_trainer(tmp_path, family, shrunk(family).replaced(size=16, feature_weight=0.5))
     before = {name: value.clone() for name, value in trainer.nets["discriminator"].heads.named_parameters()}

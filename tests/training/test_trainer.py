@@ -139,7 +139,10 @@ def test_microbatches_add_up_to_the_batch(tmp_path, objective):
     expected = [whole.step() for _ in range(3)]
     parts = tiny_trainer(tmp_path / "parts", "gan", recipe.replaced(microbatch=4))
     for stats in expected:
-        assert parts.step() == pytest.approx(stats, rel=1e-4, abs=1e-6)
+        found = parts.step()
+        # How much images vary is no mean over rows.
+        assert (stats.pop("diversity", None) is None) == (found.pop("diversity", None) is None)
+        assert found == pytest.approx(stats, rel=1e-4, abs=1e-6)
     for name, value in weights(parts.nets).items():
         moved = (value - before[name]).abs().max()
         apart = (value - whole.nets.state_dict()[name]).abs().max()

@@ -17,6 +17,7 @@ from service.engine.latents import (
     latents_from_seeds,
     truncate,
 )
+from service.engine.pipelines import styles
 from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.errors import GraphMismatch, InvalidRequest, TooLarge
@@ -57,21 +58,26 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Wiring:
-    """Which graph draws and the names of its tensors."""
+    """Which graph draws and the names of its tensors; `styled`: it is the mapping, and `styles` knows the rest."""
 
     graph: str
     latent: str
     label: str | None
     image: str
+    styled: bool = False
 
 
 def check(manifest: Manifest) -> None:
-    """Hold a manifest against what this pipeline feeds: one graph, a latent and perhaps a label in, one image out.
+    """Hold a manifest against what this pipeline feeds: one graph, a latent and perhaps a label in, one image out; or
+    two with a space of styles in between.
 
     Raises:
         GraphMismatch: another set of graphs or inputs.
     """
     if Task.GENERATE not in manifest.tasks:
+        return
+    if manifest.generate is not None and manifest.generate.style_layers is not None:
+        styles.space_of(manifest)
         return
     graph = manifest.graphs[_graph(manifest)]
     kinds = sorted(tensor.kind for tensor in graph.inputs)
@@ -82,9 +88,14 @@ def check(manifest: Manifest) -> None:
 
 
 def _graph(manifest: Manifest) -> str:
-    """The graph that answers with the image."""
+    """The graph that takes the whole latent and answers with the image; others may take part of it, or an image."""
+    assert manifest.generate is not None  # the caller has looked at `tasks`
+    latent = ("batch", manifest.generate.latent_dim)
     drawing = [
-        name for name, graph in manifest.graphs.items() if any(tensor.kind == "image" for tensor in graph.outputs)
+        name
+        for name, graph in manifest.graphs.items()
+        if any(tensor.kind == "image" for tensor in graph.outputs)
+        and any(tensor.kind == "latent" and tensor.shape == latent for tensor in graph.inputs)
     ]
     if len(drawing) != 1:
         raise GraphMismatch(f"{len(drawing)} graphs answer with an image, generate needs one", model=manifest.ref)
@@ -104,6 +115,11 @@ async def draw(
         Overloaded, NotReady, DeadlineExceeded, RunFailed: see `Batcher.submit`.
     """
     wiring = _wiring(model)
+    if wiring.styled:
+        images, answer = await styles.draw(
+            model, rows.inputs, rows.seeds, rows.truncation, priority=priority, deadline_s=deadline_s, lone=lone
+        )
+        return Drawn(images, answer)
     batcher = model.graphs[wiring.graph].batcher
     answer = await batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s, lone=lone)
     return Drawn(answer.outputs[wiring.image], answer)
@@ -123,7 +139,8 @@ def prepare(model: LoadedModel, request: Request, max_images: int) -> Rows:
     if truncation != 1.0 and not spec.truncation:
         raise InvalidRequest(f"truncation: {manifest.ref} takes only 1", field="truncation", allowed=[1])
     classes = resolve_labels(spec, request.labels, seeds, len(z))
-    inputs: dict[str, Array] = {wiring.latent: truncate(z, truncation)}
+    # Where there are styles, they are truncated and not z.
+    inputs: dict[str, Array] = {wiring.latent: z if wiring.styled else truncate(z, truncation)}
     names: tuple[str | None, ...] = (None,) * len(z)
     if classes is not None and spec.labels is not None:
         names = tuple(spec.labels[index] for index in classes)
@@ -139,6 +156,9 @@ _wirings: WeakKeyDictionary[LoadedModel, _Wiring] = WeakKeyDictionary()
 
 def _wiring(model: LoadedModel) -> _Wiring:
     found = _wirings.get(model)
+    if found is None and model.manifest.generate is not None and model.manifest.generate.style_layers is not None:
+        space = styles.found(model)
+        found = _wirings[model] = _Wiring(space.mapping, space.z, space.label, space.image, styled=True)
     if found is None:
         name = _graph(model.manifest)
         graph = model.manifest.graphs[name]

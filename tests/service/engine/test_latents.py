@@ -9,6 +9,7 @@ from service.engine.latents import (
     check_truncation,
     labels_from_seeds,
     latents_from_seeds,
+    noise_from_seeds,
     truncate,
 )
 from service.errors import InvalidRequest
@@ -102,3 +103,13 @@ def test_labels_are_spread_and_free_of_z():
     assert np.bincount(labels, minlength=3).min() > 900
     first = latents_from_seeds(seeds, 1)[:, 0]
     assert abs(np.corrcoef(first, labels)[0, 1]) < 0.08
+
+
+def test_noise_goes_on_where_z_ended():
+    noise = noise_from_seeds([0, 9, 9], 8, 20)
+    for row, seed in zip(noise, (0, 9, 9), strict=True):
+        expected = np.random.RandomState(seed).randn(28)
+        np.testing.assert_array_equal(row, expected[8:].astype(np.float32))
+    assert noise_from_seeds([1], 8, 0).shape == (1, 0)
+    with pytest.raises(InvalidRequest, match="seeds"):
+        noise_from_seeds([-1], 8, 4)

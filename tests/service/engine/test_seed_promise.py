@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine, EngineOptions
-from service.engine.latents import latents_from_seeds, truncate
+from service.engine.latents import latents_from_seeds, noise_from_seeds, truncate
+from service.engine.pipelines import generate as generating
+from service.engine.pipelines.styles import space_of, spread, truncate_styles
 from service.errors import RunFailed
-from service.manifest import Task
-from service.package import read_package
+from service.manifest import GraphSpec, Task
+from service.package import read_npz, read_package
 
 ROOT = Path(__file__).resolve().parents[3] / "models"
 SHIPPED = {
@@ -33,13 +35,10 @@ EXTREMES = {"zero": 0.0, "tiny": 1e-38, "one": -1.0, "thousand": 1e3, "huge": -1
 
 
 @functools.cache
-def plain_session(ref: str) -> onnxruntime.InferenceSession:
-    (graph,) = SHIPPED[ref].graphs.values()
+def plain_session(ref: str, file: str) -> onnxruntime.InferenceSession:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        ROOT / ref.replace("@", "/") / graph.file, session_options, ["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(ROOT / ref.replace("@", "/") / file, session_options, ["CPUExecutionProvider"])
 
 
 def label_of(ref: str, label: int) -> int | None:
@@ -49,12 +48,24 @@ def label_of(ref: str, label: int) -> int | None:
 
 @functools.lru_cache(4096)
 def alone(ref: str, seed: int, label: int, truncation: float) -> np.ndarray:
-    """One picture by plain onnxruntime in a run of its own."""
-    (graph,) = SHIPPED[ref].graphs.values()
-    feeds = {graph.inputs[0].name: truncate(latents_from_seeds([seed], SHIPPED[ref].generate.latent_dim), truncation)}
-    if label_of(ref, label) is not None:
-        feeds[graph.inputs[1].name] = np.array([label_of(ref, label)], np.int64)
-    return plain_session(ref).run(None, feeds)[0][0]
+    """One picture by plain onnxruntime, each graph in a run of its own."""
+    spec, graphs = SHIPPED[ref].generate, SHIPPED[ref].graphs
+    z = latents_from_seeds([seed], spec.latent_dim)
+    labels = {} if label_of(ref, label) is None else {"label": np.array([label_of(ref, label)], np.int64)}
+
+    def run(graph: GraphSpec, **values: np.ndarray) -> np.ndarray:
+        feeds = {tensor.name: values[tensor.kind] for tensor in graph.inputs}
+        return plain_session(ref, graph.file).run(None, feeds)[0]
+
+    if spec.style_layers is None:
+        drawing = generating._graph(SHIPPED[ref])
+        return run(graphs[drawing], latent=truncate(z, truncation), **labels)[0]
+    space = space_of(SHIPPED[ref])
+    w = run(graphs[space.mapping], latent=z, **labels)
+    mean = read_npz(ROOT / ref.replace("@", "/") / "arrays.npz", model=ref)["mean_w"]
+    styles = spread(truncate_styles(w, mean, truncation), space.layers)
+    noise = noise_from_seeds([0], spec.latent_dim, space.noise_dim)
+    return run(graphs[space.synthesis], latent=styles, noise=noise)[0]
 
 
 def latents(kind: str, count: int, dim: int) -> np.ndarray:
