@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import Answer
+from service.engine.entries import Answer
 from service.engine.latents import noise_from_seeds
 from service.engine.repository import LoadedModel
 from service.engine.session import Array
