@@ -11,6 +11,7 @@ The load shares the cores with the server, so that goodput is held against a cap
 
 import argparse
 import asyncio
+import json
 import re
 import tempfile
 import time
@@ -33,10 +34,13 @@ CLIENTS = 32
 OVERLOAD = 3.0
 LATE_MS = 10.0
 """A client that was told to come back does so up to this much later."""
-PROBE_S = 0.05
+PROBES_S = {"/livez": 0.05, "/metrics": 0.2}
+"""Seconds between probes. A scrape costs a millisecond; more of them would be a load of their own."""
 LAG_FACTOR = 4
 COLUMNS = ("measure", "value", "goal", "met")
 LAG = "ganymede_event_loop_lag_seconds_bucket"
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: (\d+)")
+_RETRY = re.compile(rb"(?i)\r\nretry-after-ms: (\d+)")
 
 
 @dataclass
@@ -49,6 +53,55 @@ class Reply:
     body: bytes
 
 
+class Connection(asyncio.Protocol):
+    """A kept-alive connection with at most one request on it, parsed by hand: the load shares the server's cores."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[tuple[bytes, bytes]] | None = None
+        self._received = b""
+        self._head = self._total = 0  # bytes of the answer's head and of all of it; 0 until the head is in
+
+    @property
+    def open(self) -> bool:
+        """Whether another request may be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ready."""
+        self._transport = transport  # type: ignore[assignment]
+
+    def ask(self, request: bytes) -> "asyncio.Future[tuple[bytes, bytes]]":
+        """The answer's head and body, or ConnectionError."""
+        assert self._transport is not None
+        self._answer, self._received, self._total = asyncio.get_running_loop().create_future(), b"", 0
+        self._transport.write(request)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        """Collect the answer."""
+        self._received = received = self._received + data if self._received else data
+        if not self._total:
+            end = received.find(b"\r\n\r\n") + 4
+            if end < 4:
+                return
+            length = _LENGTH.search(received, 0, end)
+            self._head, self._total = end, end + (int(length[1]) if length else 0)
+        if len(received) >= self._total and self._answer is not None and not self._answer.done():
+            self._answer.set_result((received[: self._head], received[self._head :]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever waits hears of it."""
+        self._transport = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError("the connection was closed"))
+
+    def close(self) -> None:
+        """Leave, answered or not."""
+        if self._transport is not None:
+            self._transport.close()
+
+
 @dataclass
 class Client:
     """Kept-alive connections to one server, each lent to one request at a time."""
@@ -56,7 +109,7 @@ class Client:
     url: str
     model: str
     seeds: Iterator[int] = field(default_factory=lambda: iter(count()))
-    _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    _idle: list[Connection] = field(default_factory=list)
 
     async def draw(self, timeout_ms: float, seed: int, due: float | None = None) -> Reply:
         """One image with a deadline."""
@@ -72,28 +125,24 @@ class Client:
         """One request. A connection whose request was cancelled is closed."""
         due = time.perf_counter() if due is None else due
         while self._idle:
-            try:
-                return await self._ask(*self._idle.pop(), request, due)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass  # the server had closed it, idle as it was
+            if (connection := self._idle.pop()).open:
+                try:
+                    return await self._ask(connection, request, due)
+                except ConnectionError:
+                    pass  # the server had closed it, idle as it was
         parts = urlsplit(self.url)
-        return await self._ask(*await asyncio.open_connection(parts.hostname, parts.port), request, due)
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, parts.hostname, parts.port)
+        return await self._ask(connection, request, due)
 
-    async def _ask(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, due: float
-    ) -> Reply:
+    async def _ask(self, connection: Connection, request: bytes, due: float) -> Reply:
         try:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
-            body = await reader.readexactly(int(length[1])) if length else b""
+            head, body = await connection.ask(request)
         except BaseException:
-            writer.close()
+            connection.close()
             raise
-        self._idle.append((reader, writer))
-        retry = re.search(rb"(?i)\r\nretry-after-ms: (\d+)", head)
-        retry_s = int(retry[1]) / 1000 if retry else None
-        return Reply(int(head[9:12]), time.perf_counter() - due, retry_s, body)
+        self._idle.append(connection)
+        retry = _RETRY.search(head)
+        return Reply(int(head[9:12]), time.perf_counter() - due, int(retry[1]) / 1000 if retry else None, body)
 
     async def scrape(self) -> dict[str, float]:
         """The server's series by name and labels."""
@@ -102,8 +151,8 @@ class Client:
 
     def close(self) -> None:
         """Close what is idle."""
-        for _, writer in self._idle:
-            writer.close()
+        for connection in self._idle:
+            connection.close()
 
 
 @dataclass
@@ -124,8 +173,29 @@ class Found:
         self.rows.append([measure, f"{value:{form}}{unit}", goal, met])
 
 
-async def capacity(client: Client, seconds: float, timeout_ms: float) -> tuple[float, float]:
-    """Images per second of closed-loop clients, and the server's CPU-ms for each."""
+@dataclass(frozen=True)
+class Moment:
+    """A scrape, and the CPU seconds of this process, which is the load, at that time."""
+
+    at: float
+    series: dict[str, float]
+    own_cpu_s: float
+
+    def cores_until(self, later: "Moment") -> str:
+        """What the server and the load took on average."""
+        name, seconds = "process_cpu_seconds_total", later.at - self.at
+        server = (later.series[name] - self.series[name]) / seconds
+        return f"{server:.2f}, {(later.own_cpu_s - self.own_cpu_s) / seconds:.2f}"
+
+
+async def moment(client: Client) -> Moment:
+    """Now."""
+    series = await client.scrape()
+    return Moment(time.perf_counter(), series, time.process_time())
+
+
+async def capacity(client: Client, seconds: float, timeout_ms: float, found: Found, when: str, rounds: int) -> float:
+    """Images per second of closed-loop clients, in the last of so many rounds: the first warms server and prices up."""
     answered_at: list[float] = []
     end = 0.0
 
@@ -134,15 +204,19 @@ async def capacity(client: Client, seconds: float, timeout_ms: float) -> tuple[f
             if (await client.draw(timeout_ms, next(client.seeds))).status == 200:
                 answered_at.append(time.perf_counter())
 
-    for _ in range(2):  # the first warms the server and its prices up
+    for _ in range(rounds):
         answered_at.clear()
-        before = await client.scrape()
-        began = time.perf_counter()
-        end = began + seconds
+        before = await moment(client)
+        end = before.at + seconds
         await asyncio.gather(*(loop() for _ in range(CLIENTS)))
-    spent = (await client.scrape())["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
+    after = await moment(client)
+    spent = after.series["process_cpu_seconds_total"] - before.series["process_cpu_seconds_total"]
     # All are counted until the last is answered: lanes are full until then but for the last run.
-    return len(answered_at) / (max(answered_at) - began), spent * 1000 / len(answered_at)
+    rate = len(answered_at) / (max(answered_at) - before.at)
+    found.add(f"capacity, images/s, {when}", rate, ".1f")
+    found.add(f"the server's CPU-ms an image, {when}", spent * 1000 / len(answered_at), ".1f")
+    found.add(f"cores of the server and of the load, {when}", before.cores_until(after))
+    return rate
 
 
 async def poisson(rate: float, seconds: float, send: Callable[[float], Awaitable[None]]) -> None:
@@ -157,15 +231,15 @@ async def poisson(rate: float, seconds: float, send: Callable[[float], Awaitable
 async def probing(client: Client, path: str, seen_s: list[float]) -> None:
     """Ask for a page again and again until cancelled."""
     while True:
-        await asyncio.sleep(PROBE_S)
+        await asyncio.sleep(PROBES_S[path])
         seen_s.append((await client.get(path)).latency_s)
 
 
-async def overload(client: Client, rate: float, seconds: float, timeout_ms: float, found: Found) -> None:
-    """Three times the capacity, from clients that never come back."""
+async def overload(client: Client, rate: float, seconds: float, timeout_ms: float, found: Found) -> float:
+    """Three times the capacity, from clients that never come back; images per second."""
     replies: list[Reply] = []
     answered_at: list[float] = []
-    probes: dict[str, list[float]] = {"/livez": [], "/metrics": []}
+    probes: dict[str, list[float]] = {path: [] for path in PROBES_S}
     watchers = [asyncio.ensure_future(probing(client, path, seen)) for path, seen in probes.items()]
 
     async def send(due: float) -> None:
@@ -174,9 +248,11 @@ async def overload(client: Client, rate: float, seconds: float, timeout_ms: floa
         if reply.status == 200:
             answered_at.append(time.perf_counter())
 
-    before, began = await client.scrape(), time.perf_counter()
+    before = await moment(client)
+    began, fill_s = before.at, min(timeout_ms / 1000, seconds / 4)
+    full = asyncio.ensure_future(later(fill_s, lambda: moment(client)))
     await poisson(OVERLOAD * rate, seconds, send)
-    after = await client.scrape()
+    after = await moment(client)
     for watcher in watchers:
         watcher.cancel()
     good = [reply.latency_s for reply in replies if reply.status == 200]
@@ -184,18 +260,24 @@ async def overload(client: Client, rate: float, seconds: float, timeout_ms: floa
     refused = [reply.latency_s for reply in replies if reply.status == 429]
     ends = Counter(reply.status for reply in replies)
     # From when the queue has filled to when nothing arrives any more: what the lanes did in a steady state.
-    fill_s = min(timeout_ms / 1000, seconds / 4)
     steady = [at for at in answered_at if fill_s <= at - began <= seconds]
     found.add("answers by status", ", ".join(f"{status}: {number}" for status, number in sorted(ends.items())))
-    found.add("goodput / capacity", len(steady) / (seconds - fill_s) / rate, ".2f", least=0.9)
+    found.add("cores of the server and of the load, at three times the capacity", before.cores_until(after))
     accepted = len(replies) - len(refused)
     found.add("accepted requests that kept their deadline", kept / max(1, accepted) * 100, ".1f", least=99, unit=" %")
     found.add("rejections, p99", percentile(refused, 99), ".1f", most=50, unit=" ms")
     for path, seen in probes.items():
         found.add(f"{path}, p99", percentile(seen, 99), ".1f", most=50, unit=" ms")
-    memory = [series["process_resident_memory_bytes"] / 2**20 for series in (before, after)]
-    found.add("memory before and after", f"{memory[0]:.1f}, {memory[1]:.1f} MiB")
-    found.add("memory, growth", (memory[1] / memory[0] - 1) * 100, ".1f", most=5, unit=" %")
+    memory = [seen.series["process_resident_memory_bytes"] / 2**20 for seen in (before, await full, after)]
+    found.add("memory before, with the queue full, and after", ", ".join(f"{held:.1f}" for held in memory) + " MiB")
+    found.add("memory, growth with the queue full", (memory[2] / memory[1] - 1) * 100, ".1f", most=5, unit=" %")
+    return len(steady) / (seconds - fill_s)
+
+
+async def later(delay_s: float, ask: Callable[[], Awaitable[Moment]]) -> Moment:
+    """What is seen after so many seconds."""
+    await asyncio.sleep(delay_s)
+    return await ask()
 
 
 async def obedience(client: Client, rate: float, seconds: float, timeout_ms: float, found: Found) -> None:
@@ -311,14 +393,22 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+async def plan_of(client: Client) -> str:
+    """How the server runs the model."""
+    (plan,) = json.loads((await client.get(f"/models/{client.model}")).body)["plans"].values()
+    return f"{plan['lanes']} x {plan['threads']} threads, {plan['max_batch']} rows a run"
+
+
 async def measure(url: str, model: str, seconds: float, timeout_ms: float, found: Found) -> None:
     """Every phase against one server."""
     client = Client(url, model)
-    rate, cpu_ms = await capacity(client, seconds / 2, 30_000)
-    found.add("capacity, images/s", rate, ".1f")
-    found.add("the server's CPU-ms an image", cpu_ms, ".1f")
+    found.add("the plan", await plan_of(client))
+    rate = await capacity(client, seconds / 2, 30_000, found, "before", 2)
     found.add("deadline of each request", timeout_ms, ".0f", unit=" ms")
-    await overload(client, rate, seconds, timeout_ms, found)
+    good = await overload(client, rate, seconds, timeout_ms, found)
+    # Machines drift: what was served in between is held against the mean of what could be before and after it.
+    again = await capacity(client, seconds / 2, 30_000, found, "after", 1)
+    found.add("goodput / capacity", good / ((rate + again) / 2), ".2f", least=0.9)
     await obedience(client, rate, seconds, timeout_ms, found)
     await lag(client, rate, seconds / 2, found)
     await leaving(client, rate, found)

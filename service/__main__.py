@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _serve(settings: Settings) -> int:
+    gc.disable()  # until the models are in: what a start makes stays, and looking at it again and again takes time
     from service.api.server import serve  # here: `--help` and a wrong flag need no web framework
 
     return serve(settings)

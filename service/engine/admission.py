@@ -13,9 +13,14 @@ from service.errors import Overloaded
 
 REPLY_S = 0.005
 """Seconds of a deadline that are left for encoding and writing the answer."""
-HEADROOM, HEADROOM_RUN, HEADROOM_S = 0.03, 0.25, 0.03
-"""Clients are told to come later than their place is expected to be free: by a share of the wait, and by a share of a
-run but no more than so many seconds."""
+HEADROOM, HEADROOM_LIMIT = 0.15, 0.35
+"""Clients are told to come later than their place is expected to be free: by a share of the wait, less where it is
+shorter than what may be waited in the queue, and no more than a share of that..."""
+HEADROOM_RUN, HEADROOM_S = 0.25, 0.03
+"""... and by a share of a run, but no more than so many seconds."""
+ABREAST = 1.2
+"""Whoever is refused is told to come after those who were told before, even where runs have become faster since: else
+all would come at once who are refused while that happens. But no later than by this factor."""
 EARLY_S = 0.005
 """Whoever comes back so much before the time is on time: clocks and timers are no better."""
 
@@ -67,6 +72,7 @@ class Gate:
         self.margin = Margin()
         self.promises = Promises()
         self.arrivals = Arrivals()
+        self._next_s = [-math.inf] * PRIORITIES
         self._moved_s = -math.inf
 
     def done_s(self, line: Line, ahead: int, rows: int) -> float:
@@ -113,10 +119,10 @@ class Gate:
             raise self._overloaded(promise.due_s - line.now_s, full or done_s <= limit_s)
         # The place is not free yet. It is still the next one, behind others to whom this has happened just now.
         promises.close(promise, True)
-        pace_s = rows * self.costs.run_s(line.batch) / line.batch / len(line.ends_s)
-        due_s = max(line.now_s + self._retry_s(asked, line, limit_s, 0, 0), self._moved_s + pace_s)
+        retry_s = self._retry_s(asked, line, limit_s, 0, 0)
+        due_s = max(line.now_s + retry_s, self._moved_s + self._pace_s(asked, line))
         self._moved_s = due_s
-        promises.book(key, rows, asked.priority, line.now_s, due_s)
+        promises.book(key, rows, asked.priority, line.now_s, due_s, again=True)
         raise self._overloaded(due_s - line.now_s, full)
 
     def _to_spare(self, asked: Asked, line: Line, limit_s: float, done_s: float) -> bool:
@@ -143,12 +149,27 @@ class Gate:
         room_s = begun_s(leave, line.ends_s, run_s, line.batch) if leave > 0 else 0.0
         ahead = line.ahead + before
         idle_s = begun_s(ahead + 1, line.ends_s, run_s, line.batch)  # an idle lane refuses nobody
-        late_s = self.done_s(line, ahead, asked.rows) - limit_s
-        return max(0.0, room_s, min(late_s, idle_s)) * (1 + HEADROOM) + min(HEADROOM_RUN * run_s, HEADROOM_S)
+        slack = self.costs.slack
+        late_s = self.done_s(line, ahead, asked.rows) * slack - limit_s
+        wait_s = max(0.0, room_s * slack, min(late_s, idle_s * slack))
+        queue_s = begun_s(self.max_rows, line.ends_s, run_s, line.batch)
+        bound_s = max(run_s, min(limit_s, queue_s))
+        headroom_s = min(HEADROOM * wait_s * min(1.0, wait_s / bound_s / 2), HEADROOM_LIMIT * bound_s)
+        return wait_s + headroom_s + min(HEADROOM_RUN * run_s, HEADROOM_S)
+
+    def _pace_s(self, asked: Asked, line: Line) -> float:
+        """Seconds in which all lanes together serve such a request."""
+        return asked.rows * self.costs.run_s(line.batch) / line.batch / len(line.ends_s)
 
     def _refused(self, asked: Asked, line: Line, limit_s: float, full: bool) -> Overloaded:
         kept, before = self.promises.rows(PRIORITIES), self.promises.rows(asked.priority)
         retry_s = self._retry_s(asked, line, limit_s, kept, before)
+        # A run's rows are told the same moment; beyond that, nobody is told the moment of those before.
+        earliest_s = line.now_s + retry_s - self.costs.run_s(line.batch)
+        next_s = self._next_s[asked.priority] + self._pace_s(asked, line) * self.promises.share
+        next_s = min(max(next_s, earliest_s), line.now_s + ABREAST * retry_s)
+        retry_s = max(retry_s, next_s - line.now_s)
+        self._next_s[asked.priority] = next_s
         self.promises.book(asked.key(), asked.rows, asked.priority, line.now_s, line.now_s + retry_s)
         return self._overloaded(retry_s, full)
 

@@ -12,23 +12,29 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from service.engine.admission import Asked, Gate, Line
+from service.engine.entries import (
+    USUAL,
+    Answer,
+    BatchPolicy,
+    Decision,
+    Done,
+    Entry,
+    Slice,
+    assemble,
+    key_of,
+    rows_of,
+    signature_of,
+    take,
+)
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
 from service.engine.pricing import PRIORITIES, RunCosts, left_s
-from service.engine.session import Array, Arrays, Session, Watch
+from service.engine.session import Arrays, Session, Watch
 from service.engine.stats import BatcherStats
 from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded, RunFailed
-
-Signature = tuple[tuple[str, tuple[int, ...], str], ...]
-
-FIRST, LAST, USUAL = 1, 9, 5
-"""Priorities: 1 goes first, 9 last; 5 where nobody asks."""
 
 HANG_FACTOR = 50.0
 """A run hangs when it takes this many times what its rows were measured to take, and `run_timeout_s` at least."""
@@ -45,132 +51,6 @@ FILL_WEIGHT = 0.1
 """Weight of the newest run in the rows that a run takes while more wait: fewer than the cap where shapes are mixed."""
 
 _SMOOTHING = 0.2  # weight of the newest run in the measured seconds per row: follows a change within about ten runs
-
-
-def signature_of(inputs: Arrays) -> Signature:
-    """What must be equal for two entries to share a batch: names, row shapes and types."""
-    if len(inputs) == 1:
-        ((name, array),) = inputs.items()
-        return ((name, array.shape[1:], array.dtype.str),)
-    return tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in inputs.items()))
-
-
-class Answer(NamedTuple):
-    """One entry's outputs, rows in the order asked, and where its time went.
-
-    `queue_s` runs from arrival to the first run's start, `run_s` from there to the last run's end; `batch_rows` is
-    the largest batch that any of its rows rode in, `runs` the number of runs it was split into.
-    """
-
-    outputs: dict[str, Array]
-    queue_s: float
-    run_s: float
-    batch_rows: int
-    runs: int
-
-
-Done = Callable[[Answer | GanymedeError], None]
-"""Told an entry's end on the event loop's thread, unless the entry is withdrawn. Must not raise."""
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """One request's rows in the queue. Ends exactly once: answered, failed, too late or cancelled.
-
-    `arrived_s`, `started_s` and `finished_s` are `time.monotonic()`; `deadline_s` is the event loop's time, whose timer
-    ends the entry (uvloop's clock has the same origin but ticks in milliseconds: too coarse for the former).
-    `priced_s`: the wait that was predicted on arrival; 0 where a lane was idle.
-    """
-
-    inputs: Arrays
-    rows: int
-    signature: Signature
-    arrived_s: float
-    order: int = 0
-    priority: int = USUAL
-    deadline_s: float | None = None
-    priced_s: float = 0.0
-    taken: int = 0
-    answered: int = 0
-    ended: bool = False
-    parts: dict[int, dict[str, Array]] = field(default_factory=dict)
-    started_s: float | None = None
-    finished_s: float = 0.0
-    batch_rows: int = 0
-    done: Done | None = None
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """The queue's order: by priority, then by arrival."""
-        return (self.priority, self.order)
-
-
-@dataclass(frozen=True)
-class BatchPolicy:
-    """What the profile chose for one session.
-
-    Args:
-        max_batch: rows in one run, at most; 1 where rows influence one another.
-        min_share: rows below which spreading one queue over several free lanes costs more than it gains.
-    """
-
-    max_batch: int
-    min_share: int = 1
-
-
-class Slice(NamedTuple):
-    """Rows [start, stop) of an entry."""
-
-    entry: Entry
-    start: int
-    stop: int
-
-
-class Decision(NamedTuple):
-    """What the lane runs now, and the entries met on the way that came too late and must not run."""
-
-    slices: tuple[Slice, ...]
-    expired: tuple[Entry, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows in the batch."""
-        return sum(part.stop - part.start for part in self.slices)
-
-
-def take(queue: Sequence[Entry], now_s: float, policy: BatchPolicy, free_lanes: int = 1) -> Decision:
-    """What one free lane runs now, given the queue in its order. Pure: nothing is changed.
-
-    The first entry that is still in time decides the shape signature; rows of that signature are taken in order, up to
-    the batch cap, or up to this lane's share where other lanes are free too. An entry with more rows than fit is split.
-
-    Args:
-        queue: in the order of `Entry.rank`.
-        now_s: the event loop's time.
-        policy: the batch cap and the smallest share.
-        free_lanes: lanes that could run now, this one included; at least 1.
-    """
-    expired: list[Entry] = []
-    alike: list[Entry] = []
-    total, most = 0, policy.max_batch * free_lanes
-    for entry in queue:
-        if entry.deadline_s is not None and entry.deadline_s <= now_s:
-            expired.append(entry)
-        elif not alike or entry.signature == alike[0].signature:
-            alike.append(entry)
-            total += entry.rows - entry.taken
-            if total >= most:
-                break  # the queue may be long, and nothing behind this changes the answer
-    room = min(policy.max_batch, max(policy.min_share, math.ceil(total / free_lanes)))
-    slices = []
-    for entry in alike:
-        rows = min(room, entry.rows - entry.taken)
-        if rows <= 0:
-            break
-        slices.append(Slice(entry, entry.taken, entry.taken + rows))
-        room -= rows
-    return Decision(tuple(slices), tuple(expired))
 
 
 @dataclass(eq=False, slots=True)
@@ -225,6 +105,7 @@ class Batcher:
         self._clock = clock
         self._costs = RunCosts(run_s if run_s is not None else lambda rows: rows * row_s)
         self._measured = run_s is not None
+        self._expected_s = self._costs.run_s if self._measured else None
         self._gate = Gate(name, self._costs, max_queue_rows, math.inf if max_queue_s is None else max_queue_s)
         self._waiting = [0] * PRIORITIES
         self._fill = float(policy.max_batch)
@@ -391,7 +272,7 @@ class Batcher:
                 self._dispatch()
             if self._free and not self._queue:
                 return 0.0
-        asked = Asked(rows, priority, remaining_s, lambda: _key(inputs, priority))
+        asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
         try:
             return self._gate.admit(asked, self._line(priority))
         except Overloaded as error:
@@ -418,8 +299,8 @@ class Batcher:
         while self._free and self._queue:
             rows = min(self._queue_rows, self.policy.max_batch)
             here = not self._running and self._costs.curve_s(rows) <= HERE_SHARE * self._lone_s
-            free_lanes = 1 if here else len(self._free)
-            decision = take(self._queue, self._loop.time(), self._policy_of(self._free[-1]), free_lanes)
+            policy, free_lanes = self._policy_of(self._free[-1]), 1 if here else len(self._free)
+            decision = take(self._queue, self._loop.time(), policy, free_lanes, self._expected_s)
             for part in decision.slices:
                 part.entry.taken = part.stop
                 if part.entry.taken == part.entry.rows:
@@ -446,7 +327,7 @@ class Batcher:
     def _run_here(self, lane: int, decision: Decision) -> None:
         """Run on the event loop, in the place of a lane."""
         run = self._running[lane] = _Run(lane, decision, self._clock(), Watch(endable=False), decision.rows)
-        parts = [_rows(part) for part in decision.slices]
+        parts = [rows_of(part) for part in decision.slices]
         self._settle(run, run_parts(self._sessions[lane], parts, _wanted, run.watch))
 
     def _policy_of(self, lane: int) -> BatchPolicy:
@@ -460,7 +341,7 @@ class Batcher:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop
         run = _Run(lane, decision, self._clock(), Watch(), decision.rows)
         self._running[lane] = run
-        parts = [_rows(part) for part in slices]
+        parts = [rows_of(part) for part in slices]
 
         def job() -> None:
             outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
@@ -536,7 +417,7 @@ class Batcher:
             entry.parts[part.start] = answer
             entry.answered += part.stop - part.start
             if entry.answered == entry.rows:
-                self._end(entry, _assemble(entry), "answered")
+                self._end(entry, assemble(entry), "answered")
 
     def _count(self, run: _Run, outcome: Outcome) -> None:
         rows, seconds = run.rows, outcome.ended_s - outcome.started_s
@@ -552,7 +433,7 @@ class Batcher:
             self._costs.observe(rows, self._clock() - run.started_s)  # with what the lane waits for the loop
 
     def _expire(self, entry: Entry) -> None:
-        self._end(entry, DeadlineExceeded(f"{self.name}: not finished before the deadline"), "expired")
+        self._end(entry, DeadlineExceeded(f"{self.name}: cannot be finished before the deadline"), "expired")
 
     def _end(self, entry: Entry, outcome: Answer | GanymedeError | None, how: str) -> None:
         """End an entry, the first time; None for a waiter that is gone."""
@@ -564,8 +445,9 @@ class Batcher:
         if entry.timer is not None:
             entry.timer.cancel()
         if entry.priced_s and how in ("answered", "expired"):
-            took_s = self._clock() - entry.arrived_s
-            self._gate.margin.observe(entry.priced_s, took_s, self._costs.run_s(max(1, round(self._fill))))
+            run_s = self._costs.run_s(max(1, round(self._fill)))
+            took_s = self._clock() - entry.arrived_s + (run_s if how == "expired" else 0.0)  # at least
+            self._gate.margin.observe(entry.priced_s, took_s, run_s)
         if entry.taken < entry.rows:
             self._queue.remove(entry)
             self._queue_rows -= entry.rows - entry.taken
@@ -584,25 +466,3 @@ def _wanted(index: int) -> bool:
 
 def _rank(entry: Entry) -> tuple[int, int]:
     return entry.rank
-
-
-def _key(inputs: Arrays, priority: int) -> Hashable:
-    """By which a request is known again: what it asks for."""
-    return (priority, signature_of(inputs), *(hash(inputs[name].tobytes()) for name in sorted(inputs)))
-
-
-def _rows(part: Slice) -> Arrays:
-    if part.stop - part.start == part.entry.rows:
-        return part.entry.inputs
-    return {name: array[part.start : part.stop] for name, array in part.entry.inputs.items()}
-
-
-def _assemble(entry: Entry) -> Answer:
-    """Join a split entry's rows in their order."""
-    parts = [entry.parts[start] for start in sorted(entry.parts)]
-    outputs = parts[0]
-    if len(parts) > 1:
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-    started_s = entry.started_s if entry.started_s is not None else entry.finished_s
-    queue_s = max(0.0, started_s - entry.arrived_s)
-    return Answer(outputs, queue_s, entry.finished_s - started_s, entry.batch_rows, len(parts))

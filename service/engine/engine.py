@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import FIRST, LAST, USUAL, Answer
+from service.engine.entries import FIRST, LAST, USUAL, Answer
 from service.engine.flights import Flights
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions

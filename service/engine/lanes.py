@@ -1,7 +1,10 @@
 """Lanes: the worker threads that run a session, and what one run of several entries' rows comes to."""
 
+import contextlib
 import itertools
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +14,22 @@ import numpy as np
 
 from service.engine.session import Array, Arrays, Session, Watch, check_outputs
 from service.errors import GanymedeError, RunFailed
+
+BEHIND = 5
+"""How much nicer a lane's thread is than the event loop's."""
+
+
+def step_back() -> None:
+    """Let the event loop go before this thread, and before those that it will start.
+
+    A run computes for as long as a core lets it; the loop works in short bursts, for which it would have to wait until
+    the scheduler thinks that the run has had its share. On Linux each thread has its own nice value; elsewhere, or
+    where it may not be changed, nothing happens.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
 
 
 class Lane(Protocol):
@@ -44,6 +63,7 @@ class ThreadLane:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
+        step_back()
         while (job := self._jobs.get()) is not None:
             job()
             del job  # else the last run's arrays stay alive while the lane waits

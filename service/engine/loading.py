@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from service.engine.lanes import step_back
 from service.engine.options import EngineOptions
 from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, resize
 from service.engine.providers import device_ids
@@ -97,6 +98,7 @@ async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifes
             done.set_result(result)
 
     def work() -> None:
+        step_back()  # so do the threads of the sessions that are made here
         result, failure = None, None
         try:
             result = prepare_here(folder, options, check, progress)

@@ -16,14 +16,18 @@ WINDOW_S = 1.0
 """Lane seconds over which measured runs are averaged: some runs of any model, and short against a change of load."""
 SLOWEST, FASTEST = 0.02, 0.3
 """Bounds of one run's weight in that average."""
+TICK_S = 1e-6
+"""No run takes less."""
+LONG = 20.0
+"""So many times as long is the average that long waits are reckoned by."""
 
 ARRIVALS_S = 0.25
 """Seconds over which arrivals are averaged: what matters is who else will ride in the next run."""
 
-MARGIN_ENTRIES, MARGIN_EVERY = 256, 8
+MARGIN_ENTRIES, MARGIN_EVERY = 1024, 8
 """The margin is such that of so many last entries none finished later than its price and it; looked at anew after each
 so many."""
-MARGINS = (0.05, 1.0)
+MARGINS = (0.25, 1.5)
 """Least and most of it; in standard deviations of a wait in which each run takes its time or none of it."""
 
 GRACE_S, GRACE_SHARE = 1.5, 0.1
@@ -33,6 +37,10 @@ MAX_PROMISES = 10_000
 """Places promised at once; beyond it, clients are told their time without a place."""
 SHOW_WEIGHT = 0.02
 """Weight of the newest promise in the share of clients that come back: follows within some fifty of them."""
+LATE_S = 0.05
+"""Whoever comes back at the moment told has come by so much later."""
+COHORT = 16
+"""Promises, the newest whose moment is past, by which it is seen that clients have begun to come back."""
 
 
 class RunCosts:
@@ -46,7 +54,7 @@ class RunCosts:
         self._curve = curve
         self._measured: dict[int, float] = {}
         self._ratios: dict[int, float] = {}
-        self._ratio = 1.0
+        self._ratio = self._steady = 1.0
         self._runs = 0
 
     def least_s(self, rows: int) -> float:
@@ -57,12 +65,21 @@ class RunCosts:
         """As runs of so many rows took lately, or as runs of other sizes did in proportion."""
         return self.curve_s(rows) * self._ratios.get(rows, self._ratio)
 
+    @property
+    def slack(self) -> float:
+        """At least 1: times what runs took lately, what they took over a longer while.
+
+        A machine that is shared is now faster and now slower; who is told to come in ten seconds meets the mean of it.
+        """
+        return max(1.0, self._steady / self._ratio)
+
     def observe(self, rows: int, seconds: float) -> None:
         """A lane was taken so long by a run of so many rows."""
-        ratio = seconds / self.curve_s(rows)
+        ratio = max(seconds, TICK_S) / self.curve_s(rows)  # some clocks tick so seldom that a run takes no time
         weight = min(FASTEST, max(SLOWEST, seconds / WINDOW_S))
         self._runs += 1
         self._ratio += max(weight, 1 / (self._runs + 1)) * (ratio - self._ratio)
+        self._steady += max(weight / LONG, 1 / (self._runs + 1)) * (ratio - self._steady)
         known = self._ratios.get(rows)
         self._ratios[rows] = ratio if known is None else known + weight * (ratio - known)
 
@@ -120,7 +137,7 @@ class Margin:
     """
 
     def __init__(self) -> None:
-        self.errors = 0.35
+        self.errors = 0.4
         self._beyond: deque[float] = deque(maxlen=MARGIN_ENTRIES)
         self._observed = 0
 
@@ -138,7 +155,7 @@ class Margin:
             return
         self._beyond.append((took_s - priced_s) / math.sqrt(priced_s * run_s))
         self._observed += 1
-        if self._observed % MARGIN_EVERY == 0 and len(self._beyond) >= MARGIN_ENTRIES // 8:
+        if self._observed % MARGIN_EVERY == 0 and len(self._beyond) >= MARGIN_ENTRIES // 32:
             self.errors = min(MARGINS[1], max(MARGINS[0], max(self._beyond)))
 
 
@@ -151,61 +168,100 @@ class Promise:
     priority: int
     due_s: float
     until_s: float
+    again: bool = False
+    """For a client that had come back already, in vain."""
     open: bool = True
+    missing: bool = False
+    """Its moment is past, and the client has not come."""
+    kept: bool = False
+    """The client has come back."""
 
 
 class Promises:
     """The clients that were refused and told when to come again: a line outside of the queue, each with its place.
 
     Without it all who are refused within a second would be told the same moment, and most of them in vain. Clients are
-    known again by what they ask for. Not all come back, so the line counts by the share that did lately.
+    known again by what they ask for. Not all come back, so the line counts by the share that did lately: of all that
+    were waited for to the end, or of those refused last whose moment is past, whichever is more. The former is known
+    too late where clients begin to come back, and a place too few is worse than one too many: a place that nobody
+    takes goes to a newcomer, but who finds none has come back in vain. Whoever is late already counts by the share of
+    the late that still came.
     """
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, deque[Promise]] = {}
         self._by_end: list[tuple[float, int, Promise]] = []
+        self._by_due: list[tuple[float, int, Promise]] = []
+        self._lately: list[tuple[int, Promise]] = []  # a heap, the one booked first at its top
         self._booked = 0
         self._open = 0
-        self._rows = [0] * PRIORITIES
-        self._shown = 1.0
+        self._rows = [0] * PRIORITIES  # promised
+        self._missing = [0] * PRIORITIES  # promised for a moment that is past
+        self._shown = self._share = self._late = 1.0
 
     def __len__(self) -> int:
         return self._open
 
     def rows(self, priority: int = PRIORITIES) -> int:
         """Rows that are expected to come back and go before those of a newcomer of this priority."""
-        return math.ceil(sum(self._rows[: priority + 1]) * self._shown)
+        to_come, missing = sum(self._rows[: priority + 1]), sum(self._missing[: priority + 1])
+        return math.ceil(to_come * self._share + missing * self._late)
+
+    @property
+    def share(self) -> float:
+        """Of those whose moment is still to come, how many are expected then."""
+        return self._share
 
     def find(self, key: Hashable) -> Promise | None:
         """The earliest open promise to such a client."""
         line = self._by_key.get(key)
         return line[0] if line else None
 
-    def book(self, key: Hashable, rows: int, priority: int, now_s: float, due_s: float) -> None:
-        """Promise a place, unless there are too many of them."""
+    def book(self, key: Hashable, rows: int, priority: int, now_s: float, due_s: float, *, again: bool = False) -> None:
+        """Promise a place, unless there are too many of them.
+
+        Args:
+            again: the client had come back already; whether it will once more says nothing of others.
+        """
         if self._open >= MAX_PROMISES:
             return
         until_s = due_s + GRACE_S + GRACE_SHARE * (due_s - now_s)
-        promise = Promise(key, rows, priority, due_s, until_s)
+        promise = Promise(key, rows, priority, due_s, until_s, again)
         self._by_key.setdefault(key, deque()).append(promise)
         self._booked += 1
         heapq.heappush(self._by_end, (until_s, self._booked, promise))
+        heapq.heappush(self._by_due, (due_s + LATE_S, self._booked, promise))
         self._open += 1
         self._rows[priority] += rows
 
     def close(self, promise: Promise, shown: bool) -> None:
         """The client has come, or will not."""
-        promise.open = False
+        promise.open, promise.kept = False, shown
         self._open -= 1
-        self._rows[promise.priority] -= promise.rows
+        (self._missing if promise.missing else self._rows)[promise.priority] -= promise.rows
         line = self._by_key[promise.key]
         line.remove(promise)
         if not line:
             del self._by_key[promise.key]
-        self._shown += SHOW_WEIGHT * (shown - self._shown)
+        if not promise.again:
+            self._shown += SHOW_WEIGHT * (shown - self._shown)
+        if promise.missing:
+            self._late += SHOW_WEIGHT * (shown - self._late)
 
     def sweep(self, now_s: float) -> None:
-        """Give up those whose time has passed."""
+        """Give up those whose time has passed, and see who has come back."""
+        while self._by_due and self._by_due[0][0] <= now_s:
+            _, number, promise = heapq.heappop(self._by_due)
+            if promise.open:
+                promise.missing = True
+                self._rows[promise.priority] -= promise.rows
+                self._missing[promise.priority] += promise.rows
+            if not promise.again:
+                heapq.heappush(self._lately, (number, promise))
+                if len(self._lately) > COHORT:
+                    heapq.heappop(self._lately)
+        lately = sum(promise.kept for _, promise in self._lately) / len(self._lately) if self._lately else 0.0
+        self._share = max(self._shown, lately)
         while self._by_end and (self._by_end[0][0] <= now_s or not self._by_end[0][2].open):
             promise = heapq.heappop(self._by_end)[2]
             if promise.open:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import USUAL, Answer
+from service.engine.entries import USUAL, Answer
 from service.engine.latents import (
     check_latents,
     check_seed,

@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batcher import LAST, Answer, Batcher
+from service.engine.batcher import Batcher
+from service.engine.entries import LAST, Answer
 from service.engine.reach import geometry
 from service.engine.repository import LoadedModel
 from service.engine.tiling import Axis, Geometry, Span, spans

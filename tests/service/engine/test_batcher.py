@@ -8,78 +8,9 @@ from fakesession import POISONS, FakeSession, HeldLane, VirtualLoop, answers, ro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.batcher import Batcher, BatchPolicy, Entry, signature_of, take
+from service.engine.batcher import Batcher
+from service.engine.entries import BatchPolicy
 from service.errors import DeadlineExceeded, NotReady, Overloaded, RunFailed
-
-
-def entry(count, *, order=0, priority=5, deadline_s=None, taken=0, width=2):
-    inputs = rows(range(count), width=width)
-    made = Entry(inputs, count, signature_of(inputs), 0.0, order, priority, deadline_s)
-    made.taken = taken
-    return made
-
-
-def taken_rows(decision, queue):
-    return [(queue.index(part.entry), part.start, part.stop) for part in decision.slices]
-
-
-class TestTake:
-    def test_nothing_queued_nothing_taken(self):
-        assert take([], 0.0, BatchPolicy(4)).slices == ()
-
-    def test_a_lone_entry_goes_at_once(self):
-        queue = [entry(1)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(32)), queue) == [(0, 0, 1)]
-
-    def test_what_is_queued_rides_together_in_order(self):
-        queue = [entry(2), entry(1), entry(3)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(32)), queue) == [(0, 0, 2), (1, 0, 1), (2, 0, 3)]
-
-    def test_the_last_that_fits_is_split_at_the_cap(self):
-        queue = [entry(3), entry(3), entry(1)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(4)), queue) == [(0, 0, 3), (1, 0, 1)]
-
-    def test_an_entry_goes_on_where_it_was_split(self):
-        queue = [entry(9, taken=4), entry(2)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(4)), queue) == [(0, 4, 8)]
-
-    def test_other_shapes_wait_for_the_next_run(self):
-        queue = [entry(1), entry(1, width=3), entry(1)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(32)), queue) == [(0, 0, 1), (2, 0, 1)]
-
-    def test_what_came_too_late_is_named_and_not_run(self):
-        queue = [entry(1, deadline_s=5.0), entry(1), entry(1, deadline_s=5.1)]
-        decision = take(queue, 5.0, BatchPolicy(32))
-        assert decision.expired == (queue[0],)
-        assert taken_rows(decision, queue) == [(1, 0, 1), (2, 0, 1)]
-
-    def test_free_lanes_share_a_queue(self):
-        queue = [entry(8)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(32), free_lanes=2), queue) == [(0, 0, 4)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(32), free_lanes=3), queue) == [(0, 0, 3)]
-
-    def test_but_not_below_the_smallest_share(self):
-        queue = [entry(8)]
-        assert taken_rows(take(queue, 0.0, BatchPolicy(32, min_share=6), free_lanes=4), queue) == [(0, 0, 6)]
-
-    @given(
-        sizes=st.lists(st.integers(1, 9), max_size=8),
-        cap=st.integers(1, 8),
-        share=st.integers(1, 8),
-        lanes=st.integers(1, 4),
-    )
-    def test_every_row_is_taken_once_and_in_order(self, sizes, cap, share, lanes):
-        queue = [entry(size, order=index) for index, size in enumerate(sizes)]
-        seen = []
-        while queue:
-            decision = take(queue, 0.0, BatchPolicy(cap, share), lanes)
-            assert 1 <= decision.rows <= cap
-            for part in decision.slices:
-                assert part.start == part.entry.taken
-                seen += [(part.entry.order, row) for row in range(part.start, part.stop)]
-                part.entry.taken = part.stop
-            queue = [left for left in queue if left.taken < left.rows]
-        assert seen == [(index, row) for index, size in enumerate(sizes) for row in range(size)]
 
 
 class Bench:
@@ -376,14 +307,16 @@ SHAPE = st.fixed_dictionaries(
         "max_queue_rows": st.integers(4, 20),
         "run_timeout_s": st.sampled_from([0.5, 4.0, 1e6]),
         "row_s": st.sampled_from([0.01, 0.001]),
+        "run_s": st.sampled_from([None, lambda count: 0.02 + 0.03 * count, lambda count: 0.5 * count]),
     }
 )
 
 
 async def interleave(shape, steps, drain):
     """Play the steps, let everything run out, and hold every waiter's fate against what was done to it."""
-    bench, sent, value = Bench(**shape), [], 0
     loop = asyncio.get_running_loop()
+    clock = {} if shape["run_s"] is None else {"clock": loop.time}  # prices, and who would come too late, by this clock
+    bench, sent, value = Bench(**shape, **clock), [], 0
     for step, argument in steps:
         if step == "submit":
             values = range(value, value + argument["rows"])

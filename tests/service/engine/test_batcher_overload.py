@@ -1,6 +1,7 @@
 """Overload on a virtual clock, simulated lanes: what refused clients are told is right, and who obeys is accepted."""
 
 import asyncio
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from fakesession import FakeSession, VirtualLoop, rows
 
-from service.engine.batcher import Batcher, BatchPolicy
+from service.engine.batcher import Batcher
+from service.engine.entries import BatchPolicy
 from service.errors import DeadlineExceeded, Overloaded
 
 
@@ -28,6 +30,10 @@ class JumpingLoop(VirtualLoop):
         self._selector.select = jump
 
 
+DRIFT_S = 5.0
+"""A machine that drifts is now faster, now slower: in so many seconds it is where it was."""
+
+
 def curve(count):
     """Seconds of a run as measured at load."""
     return 0.005 + 0.010 * count
@@ -43,7 +49,8 @@ class SimulatedLane:
         count = self.world.batcher._running[self.index].decision.rows
         loop = asyncio.get_running_loop()
         self.world.begun += [loop.time()] * count
-        loop.call_later(curve(count) * self.world.slower * self.world.random.uniform(0.85, 1.15), job)
+        drift = 1 + self.world.drift * math.sin(2 * math.pi * loop.time() / DRIFT_S)
+        loop.call_later(curve(count) * self.world.slower * drift * self.world.random.uniform(0.85, 1.15), job)
 
     def close(self, timeout_s):
         return True
@@ -58,6 +65,7 @@ class World:
     max_queue_rows: int = 64
     max_queue_s: float | None = None
     slower: float = 1.4
+    drift: float = 0.0
     begun: list = field(default_factory=list)
     told_s: list = field(default_factory=list)
     latencies_s: list = field(default_factory=list)
@@ -218,3 +226,25 @@ def test_clients_that_never_come_back_leave_no_lane_idle_and_take_no_place_from_
     world = simulate(play, max_queue_rows=10_000)
     assert world.rate >= 0.95 * world.capacity and world.returned > 100
     assert world.accepted >= 0.95 * world.returned
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize("drift", [0.0, 0.12])
+def test_who_obeys_is_accepted_though_nobody_did_before_and_the_machine_is_now_faster_now_slower(shape, drift):
+    lanes, max_batch = shape
+
+    async def play(world):
+        await world.warm_up()
+        for task in await world.crowd(3 * world.capacity, 5.0, timeout_s=1.0, obey_share=0.0):
+            await task
+        world.broken_before, world.answered_before = world.broken, len(world.latencies_s)
+        before = len(world.begun)
+        tasks = await world.crowd(3 * world.capacity, 10.0, timeout_s=1.0, late_s=jitter)
+        world.rate = (len(world.begun) - before - world.max_batch * world.lanes) / 10.0
+        await asyncio.gather(*tasks)
+
+    world = simulate(play, lanes=lanes, max_batch=max_batch, drift=drift, max_queue_rows=10_000)
+    assert world.accepted >= 0.95 * world.returned > 100
+    assert world.rate >= 0.95 * world.capacity
+    assert world.broken_before <= 0.01 * world.answered_before
+    assert world.broken - world.broken_before <= 0.01 * len(world.latencies_s)

@@ -8,7 +8,8 @@ from fakesession import FakeSession, HeldLane, VirtualLoop, rows, settle
 from hanggraph import LIMIT, hang_session
 
 from service.engine import batcher as batching
-from service.engine.batcher import HANG_FACTOR, Batcher, BatchPolicy
+from service.engine.batcher import HANG_FACTOR, Batcher
+from service.engine.entries import BatchPolicy
 from service.engine.options import EngineOptions
 from service.engine.profile import Plan
 from service.errors import RunFailed

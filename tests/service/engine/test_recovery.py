@@ -13,7 +13,8 @@ from hanggraph import LIMIT, greedy_session
 
 from service.engine import batcher as batching
 from service.engine import session as sessions
-from service.engine.batcher import Batcher, BatchPolicy
+from service.engine.batcher import Batcher
+from service.engine.entries import BatchPolicy
 from service.engine.lanes import run_parts
 from service.engine.recovery import FORGIVE_RUNS, GROW_RUNS, NOTES, REBUILDS, RecoveringSession, out_of_memory
 from service.engine.session import Watch
