@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.fast import Exchange, Front
 from service.api.plain import Headers
+from service.api.requests import WATCHED_AFTER_S
 
 HEAD_MAX_BYTES = 64 * 1024
 """Request line and headers. A head that comes in one read may be larger; none grows without end."""
@@ -27,6 +28,7 @@ class BoundedConnection(HttpToolsProtocol):
     """One connection. Too long a head is answered with 431, one that does not end with 408, and both are closed."""
 
     _hot: Exchange | None = None  # whose body is still on its way
+    _current: Exchange | None = None  # the last that was begun; a later request may wait behind it
     _slow: asyncio.TimerHandle | None = None  # until it takes the ASGI way
     _descriptor = -1  # of the socket, where it may be written to past the transport
     _idle_from_s: float | None = None  # the loop's time of the last answer, while no request is under way
@@ -56,8 +58,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._descriptor = -1
         super()._unset_keepalive_if_required()
         self._take_asgi_way()  # there a body that ends too early is known
-        if isinstance(self.cycle, Exchange):
-            self.cycle.leave()
+        if self._current is not None:
+            self._current.leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -112,7 +114,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._slow is not None:
             self._slow.cancel()
             self._slow = None
-        self.cycle = exchange  # type: ignore[assignment]
+        self.cycle = self._current = exchange  # type: ignore[assignment]
         exchange.run()
 
     def _unset_keepalive_if_required(self) -> None:
@@ -208,6 +210,15 @@ class BoundedConnection(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)  # the scope refers to the list
         super().on_headers_complete()
+        ahead = self._current
+        if ahead is not None and not ahead.response_complete and not ahead.watched:
+            # uvicorn reads no further while one request waits behind another, and would not see the client leave.
+            ahead.watched = True
+            self.loop.call_later(WATCHED_AFTER_S, self._read_on, ahead)
+
+    def _read_on(self, ahead: Exchange) -> None:
+        if not ahead.response_complete and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _wait(self) -> None:
         self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)

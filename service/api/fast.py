@@ -78,7 +78,7 @@ class Exchange:
 
     __slots__ = (
         "_began", "_begin", "_channel", "_client", "_drawing", "_front", "_headers", "_record", "_url", "_withdraw",
-        "body", "disconnected", "keep_alive", "message_event", "response_complete", "started",
+        "body", "disconnected", "keep_alive", "message_event", "response_complete", "started", "watched",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +96,7 @@ class Exchange:
         self.response_complete = False
         self.disconnected = False
         self.message_event = _NOBODY_WAITS
+        self.watched = False  # whether the connection is read though another request waits
 
     @property
     def own_deadline(self) -> bool:

@@ -55,7 +55,7 @@ class Recipes:
 
     def __init__(self, max_images: int) -> None:
         self._max_images = max_images
-        self._known: dict[Key, Recipe] = {}
+        self._known: dict[Key, Recipe | None] = {}  # None: met once, which may have been its only time
 
     def of_body(self, body: bytes, headers: Headers, accept: str | None) -> tuple[Recipe, list[int] | None]:
         """The recipe of a JSON body, and its seeds.
@@ -90,28 +90,33 @@ class Recipes:
             return _anew(parse(text))
         before, digits, after = found.groups()
         seed = int(digits)
-        recipe = self._known.get((before, after, *context))
+        key = (before, after, *context)
+        recipe = self._known.get(key)
         if recipe is None or seed >= SEED_END:
             request = parse(text)
-            recipe = self._remembered(before, seed, after, context, request, parse)
+            recipe = self._remembered(key, seed, request, parse)
             if recipe is None:
                 return _anew(request)
         return recipe, [seed]
 
-    def _remembered(
-        self, before: bytes, seed: int, after: bytes, context: Context, request: schemas.GenerateRequest, parse: Parse
-    ) -> Recipe | None:
-        """Remember a text that was accepted with this seed, if it is with another, and the seed is where it seemed."""
+    def _remembered(self, key: Key, seed: int, request: schemas.GenerateRequest, parse: Parse) -> Recipe | None:
+        """Remember a text that was accepted with this seed, if it is with another, and the seed is where it seemed.
+
+        Not at once: many texts are met a single time, and to check each twice would be their loss.
+        """
+        if key not in self._known:
+            if len(self._known) >= KNOWN_MOST:
+                self._known.clear()
+            self._known[key] = None
+            return None
         other = 1 if seed != 1 else 2
         try:
-            again = parse(b"%b%d%b" % (before, other, after))
+            again = parse(b"%b%d%b" % (key[0], other, key[1]))
         except GanymedeError:
             return None
         if request.seed != seed or again.seed != other:
             return None
-        if len(self._known) >= KNOWN_MOST:
-            self._known.clear()
-        recipe = self._known[before, after, *context] = Recipe(request)
+        recipe = self._known[key] = Recipe(request)
         return recipe
 
 

@@ -272,11 +272,12 @@ async def until(condition) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_client_that_leaves_withdraws_its_request(engine, monkeypatch):
+@pytest.mark.parametrize("behind", [b"", post({"model": "faces", "seed": 8}), END])
+async def test_a_client_that_leaves_withdraws_its_request(engine, monkeypatch, behind):
     engine.gate = asyncio.Event()
     async with served(engine, monkeypatch) as server:
         _, writer = await asyncio.open_connection(*server.address)
-        writer.write(post(FACES))
+        writer.write(post(FACES) + behind)
         await until(lambda: engine.calls)
         assert server.client.parts.metrics.in_flight == 1
         writer.close()

@@ -66,7 +66,7 @@ def read_anew(body: bytes):
 @pytest.mark.parametrize("body", BODIES)
 def test_every_text_is_what_reading_it_gives(body):
     known = Recipes(64)
-    for seed in [*SEEDS, *SEEDS]:
+    for seed in SEEDS * 3:
         text = (body % seed).encode()
         assert outcome(lambda text=text: looked_up(known, text)) == outcome(lambda text=text: read_anew(text)), text
 
@@ -81,7 +81,7 @@ def test_every_text_is_what_reading_it_gives(body):
 def test_nor_does_any_other_text(pieces):
     known = Recipes(64)
     for text in ("".join(pieces).encode(), ("{" + "".join(pieces) + "}").encode()):
-        for _ in range(2):
+        for _ in range(3):
             assert outcome(lambda text=text: looked_up(known, text)) == outcome(lambda text=text: read_anew(text))
 
 
@@ -111,13 +111,14 @@ def test_queries_too(query):
         recipe, seeds = known.of_query(text.encode(), None)
         return fields_of(recipe.request, seeds)
 
-    for seed in [*SEEDS, *SEEDS]:
+    for seed in SEEDS * 3:
         text = query % seed
         assert outcome(lambda text=text: look_up(text)) == outcome(lambda text=text: read(text)), text
 
 
 def test_what_differs_in_its_seed_alone_shares_a_recipe():
     known = Recipes(64)
+    known.of_body(b'{"model":"faces","seed":5}', HEADERS, None)  # met once, it is not yet worth a second check
     first, seeds = known.of_body(b'{"model":"faces","seed":1}', HEADERS, None)
     again, others = known.of_body(b'{"model":"faces","seed":99}', HEADERS, None)
     assert first is again and (seeds, others) == ([1], [99])
@@ -128,8 +129,8 @@ def test_what_differs_in_its_seed_alone_shares_a_recipe():
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(recipes, "KNOWN_MOST", 8)
     known = Recipes(64)
-    for label in range(50):
-        known.of_body(json.dumps({"model": "faces", "label": label, "seed": 1}).encode(), HEADERS, None)
+    for label in range(100):
+        known.of_body(json.dumps({"model": "faces", "label": label // 2, "seed": 1}).encode(), HEADERS, None)
         assert len(known._known) <= 8
     long = json.dumps({"model": "faces", "label": ["x" * 200] * 1, "seed": 1}).encode() + b" " * recipes.TEXT_BYTES
     held = len(known._known)
