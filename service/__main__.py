@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +66,13 @@ def _serve(settings: Settings) -> int:
     gc.disable()  # until the models are in: what a start makes stays, and looking at it again and again takes time
     from service.api.server import serve  # here: `--help` and a wrong flag need no web framework
 
-    return serve(settings)
+    status = serve(settings)
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A model that is being loaded still, or a lane that was given up: were Python taken down under the native code
+        # that such a thread runs, the process would abort, and with another status.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 async def _check(settings: Settings) -> int:

@@ -96,11 +96,13 @@ class Metrics:
         served.coalesced += record.coalesced
         if record.rejected is not None:
             self._rejected[record.rejected] = self._rejected.get(record.rejected, 0) + 1
+        stages = served.stages
         for name, seconds in record.stages.items():
-            stage = served.stages.get(name)
-            if stage is None:
-                stage = served.stages[name] = Histogram(STAGE_BUCKETS_S)
-            stage.observe(seconds)
+            if name not in stages:
+                stages[name] = Histogram(STAGE_BUCKETS_S)
+            stage = stages[name]
+            stage.counts[bisect_left(STAGE_BUCKETS_S, seconds)] += 1  # `observe` without its call, for every request
+            stage.sum += seconds
 
     def expose(self, *, as_openmetrics: bool) -> tuple[bytes, str]:
         """The scrape's body and content type."""

@@ -83,6 +83,7 @@ class FakeEngine:
         self.error: Exception | None = None
         self.calls: list[dict] = []
         self.cancelled = 0
+        self.tasks: set[asyncio.Task] = set()
         self.answers_as: str | None = None
 
     async def open(self) -> None:
@@ -159,6 +160,21 @@ class FakeEngine:
         timings = Timings(0.001, 0.002, rows)
         ref = self.answers_as or info.manifest.ref
         return Generated(images, tuple(drawn), tuple(names), truncation, ref, timings)
+
+    def start(self, model, done, **arguments):
+        """As the real one: a task stands in for its queue."""
+
+        async def draw() -> None:
+            try:
+                outcome = await self.generate(model, **arguments)
+            except Exception as error:
+                outcome = error
+            done(outcome)
+
+        task = asyncio.ensure_future(draw())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task.cancel
 
     async def translate(self, model, rgb, *, alpha=None, mask=None, priority=5, timeout_s=None) -> Painting:
         return self._painting(model, 255 - rgb)

@@ -12,6 +12,8 @@ from fastapi.routing import APIRoute
 from service import __version__
 from service.api import edits, pages, problems, routes, schemas
 from service.api.direct import Direct
+from service.api.fast import Front
+from service.api.ledger import Ledger
 from service.api.middleware.context import RequestContext
 from service.api.middleware.limits import BodyLimit
 from service.api.parts import Parts
@@ -49,10 +51,12 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    app.add_middleware(Direct, endpoints=routes.DIRECT, parts=parts)
+    app.add_middleware(Direct, parts=parts)
     uploads = {route.path: settings.max_upload_bytes for route in edits.router.routes if isinstance(route, APIRoute)}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=uploads)
-    app.add_middleware(RequestContext, metrics=metrics, access_log=settings.access_log, draining=lambda: parts.draining)
+    ledger = Ledger(metrics, settings.access_log, lambda: parts.draining)
+    app.add_middleware(RequestContext, ledger=ledger)
+    app.state.front = Front(parts, ledger)
     problems.install(app, _methods)
     app.include_router(routes.router)
     app.include_router(edits.router)

@@ -1,8 +1,18 @@
-"""uvicorn's HTTP protocol with the limits that it leaves to a proxy: bytes and seconds of a request's head."""
+"""uvicorn's HTTP protocol with the limits that it leaves to a proxy: bytes and seconds of a request's head.
+
+And with a short way for the hot endpoints (`fast.py`): a plain request that came whole is served here and now.
+"""
 
 import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api.fast import Exchange, Front
+from service.api.plain import Headers
+from service.api.requests import WATCHED_AFTER_S
 
 HEAD_MAX_BYTES = 64 * 1024
 """Request line and headers. A head that comes in one read may be larger; none grows without end."""
@@ -10,29 +20,57 @@ HEAD_MAX_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 """From the connection, or from the first byte of a later request, to the end of its head."""
 
+BODY_WAIT_S = 0.05
+"""Many clients send a head and its small body in two writes. One that takes longer has its deadline kept by ASGI."""
+
 
 class BoundedConnection(HttpToolsProtocol):
     """One connection. Too long a head is answered with 431, one that does not end with 408, and both are closed."""
+
+    _hot: Exchange | None = None  # whose body is still on its way
+    _current: Exchange | None = None  # the last that was begun; a later request may wait behind it
+    _slow: asyncio.TimerHandle | None = None  # until it takes the ASGI way
+    _descriptor = -1  # of the socket, where it may be written to past the transport
+    _idle_from_s: float | None = None  # the loop's time of the last answer, while no request is under way
 
     _head_bytes = 0
     _in_head = True  # between two requests too
     _begun = False  # the head's first byte is here
     _late: asyncio.TimerHandle | None = None
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._front: Front | None = getattr(getattr(self.config.app, "state", None), "front", None)
+        if self.root_path or self.limit_concurrency is not None:
+            self._front = None  # as uvicorn has it
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there and owes a head."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        plain = os.name != "nt" and transport.get_extra_info("sslcontext") is None
+        given = transport.get_extra_info("socket") if plain else None
+        self._descriptor = -1 if given is None else given.fileno()
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or was sent away."""
         self._stop_waiting()
+        self._descriptor = -1
+        super()._unset_keepalive_if_required()
+        self._take_asgi_way()  # there a body that ends too early is known
+        if self._current is not None:
+            self._current.leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to an unfinished head."""
         self._head_bytes += len(data)
         super().data_received(data)
+        if self._hot is not None and self._slow is None:
+            if self._hot.own_deadline:
+                self._take_asgi_way()
+            else:
+                self._slow = self.loop.call_later(BODY_WAIT_S, self._take_asgi_way)
         if not self._in_head or self.transport.is_closing():
             return
         if self._head_bytes > HEAD_MAX_BYTES:
@@ -43,18 +81,144 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head's first byte."""
         self._begun = True
-        super().on_message_begin()
+        if self._front is None:
+            super().on_message_begin()
+        else:  # the scope is made when it is known to be needed
+            self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is a body, which has limits of its own."""
         self._head_bytes, self._in_head, self._begun = 0, False, False
         self._stop_waiting()
-        super().on_headers_complete()
+        if self._front is None:
+            super().on_headers_complete()
+            return
+        self._hot = self._exchange(self._front)
+        if self._hot is None:
+            self._begin_cycle()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        if self._hot is None:
+            super().on_body(body)
+        else:
+            self._hot.body += body
 
     def on_message_complete(self) -> None:
         """The next byte begins another head."""
         self._head_bytes, self._in_head = 0, True
-        super().on_message_complete()
+        if self._hot is None:
+            super().on_message_complete()
+            return
+        exchange, self._hot = self._hot, None
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+        self.cycle = self._current = exchange  # type: ignore[assignment]
+        exchange.run()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """The connection is not idle. Its timer stays: to make one for each request costs more than to look twice."""
+        self._idle_from_s = None
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, with one timer for the whole connection."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_from_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for long enough; look again when another could have been."""
+        self.timeout_keep_alive_task = None
+        if self._idle_from_s is None:
+            return  # the next answer makes a timer
+        left_s = self._idle_from_s + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self.timeout_keep_alive_handler)
+
+    def shutdown(self) -> None:
+        """End the connection when what is under way on it is answered."""
+        self._take_asgi_way()
+        super().shutdown()
+
+    def date_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """See `fast.Channel`."""
+        return self.server_state.default_headers
+
+    def answer(self, exchange: Exchange, data: bytes) -> None:
+        """See `fast.Channel`."""
+        data = self._sent_now(data)
+        if data:
+            self.transport.write(data)
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _sent_now(self, data: bytes) -> bytes:
+        """Send what the kernel takes at once; what is left.
+
+        uvloop sends at the end of a turn of the loop. Of a batch's answers the first would wait for the last to be
+        made, and the clients, and so the next batch, with it.
+        """
+        if self._descriptor < 0 or self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return data
+        try:
+            return data[os.write(self._descriptor, data) :]
+        except OSError:  # full, or broken: the transport knows what to do
+            return data
+
+    def _exchange(self, front: Front) -> Exchange | None:
+        """A plain request of a hot endpoint, on a connection with nothing else under way; None for any other."""
+        if self._answering or self.expect_100_continue or self.flow.write_paused:
+            return None
+        parser, headers = self.parser, Headers(self.headers)
+        begin = front.begin_of(parser.get_method(), self.url, headers)
+        if begin is None or parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+            return None
+        if parser.should_upgrade():
+            return None
+        return Exchange(front, self, self.client, begin, self.url, headers)
+
+    def _take_asgi_way(self) -> None:
+        """What cannot be served here: a body that is late, or that the connection ends in."""
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+        if self._hot is None:
+            return
+        body, self._hot = self._hot.body, None
+        self._begin_cycle()
+        if body:
+            super().on_body(body)
+
+    def _begin_cycle(self) -> None:
+        """Do as uvicorn does from the head's first byte on."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)  # the scope refers to the list
+        super().on_headers_complete()
+        ahead = self._current
+        if ahead is not None and not ahead.response_complete and not ahead.watched:
+            # uvicorn reads no further while one request waits behind another, and would not see the client leave.
+            ahead.watched = True
+            self.loop.call_later(WATCHED_AFTER_S, self._read_on, ahead)
+
+    def _read_on(self, ahead: Exchange) -> None:
+        if not ahead.response_complete and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _wait(self) -> None:
         self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)

@@ -1,44 +1,67 @@
-"""The hot endpoints, past FastAPI's routing: a request for one small picture spends more there than in its model.
+"""The hot endpoints over ASGI, past FastAPI's routing, on which a small picture would spend more than on its model.
 
-FastAPI still owns the routes (documentation, other methods, everything else); this middleware calls the same functions
-that it would, with the same errors, and does without matching, dependency solving and exit stacks.
+FastAPI still owns the routes (documentation, other methods, everything else); this middleware serves the same requests
+by the same functions, with the same errors, and does without matching, dependency solving and exit stacks. What comes
+whole over a plain connection does not even get here: see `fast.py`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from time import perf_counter
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import faults, problems
+from service.api.hot import HOT, TASK, Asked, Begin, answered, rendering, took
 from service.api.parts import Parts
+from service.api.pictures import is_small
+from service.api.plain import Headers, PlainResponse, Reply
+from service.api.record import record_of
+from service.api.requests import timeout_of, while_connected
+from service.api.strict_json import read_body
 from service.errors import GanymedeError
-
-Endpoint = Callable[[Request, Parts], Awaitable[Response]]
 
 
 class Direct:
-    """Innermost of our middleware.
+    """Innermost of our middleware."""
 
-    Args:
-        endpoints: by method and path; each is also a route of the app behind this.
-    """
-
-    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint], parts: Parts) -> None:
+    def __init__(self, app: ASGIApp, parts: Parts) -> None:
         self._app = app
-        self._endpoints = dict(endpoints)
         self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
-        endpoint = self._endpoints.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if endpoint is None:
+        begin = HOT.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if begin is None:
             await self._app(scope, receive, send)
             return
         try:
-            response = await endpoint(Request(scope, receive, send), self._parts)
+            reply = await serve(Request(scope, receive, send), self._parts, begin)
         except GanymedeError as error:
-            response = problems.response_to(scope, error)
+            reply = problems.reply_to(error, record_of(Request(scope)))
         except (faults.ClientGone, ClientDisconnect):
-            response = Response(status_code=499)
-        await response(scope, receive, send)
+            reply = Reply(499, [(b"content-length", b"0")], b"")
+        await PlainResponse(reply)(scope, receive, send)
+
+
+async def serve(request: Request, parts: Parts, begin: Begin) -> Reply:
+    """Read, ask the engine, give up when the client does, encode off the event loop.
+
+    Raises:
+        GanymedeError; ClientGone, ClientDisconnect: nobody waits for the answer.
+    """
+    record, headers = record_of(request), Headers(request.scope["headers"])
+    record.task = TASK  # of all hot endpoints; before anything is refused
+    body = await read_body(request, timeout_of(headers, parts)) if request.method == "POST" else b""
+    drawing = begin(parts, Asked(record, headers, request.scope["query_string"], body))
+    if isinstance(drawing, Reply):
+        return drawing
+    drawn = await while_connected(request, parts.engine.generate(**drawing.arguments))
+    took(record, drawing, drawn)
+    began = perf_counter()
+    if is_small(drawn):
+        rendered = rendering(parts, drawing, drawn)
+    else:
+        loop = asyncio.get_running_loop()
+        rendered = await loop.run_in_executor(parts.encoders, rendering, parts, drawing, drawn)
+    return answered(record, drawing, drawn, rendered, began)

@@ -16,9 +16,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.api import faults, problems, requests
-from service.api.negotiation import choose, field_of
+from service.api.negotiation import choose
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
+from service.api.plain import Headers
 from service.api.record import record_of
 from service.api.strict_json import shown
 from service.api.uploads import FORM, Form, Part, Room, expected_bytes, query_fields, read_body, take_apart
@@ -133,12 +134,13 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     """Read, decode, run, encode."""
     record = record_of(request)
     record.task = task.value
-    timeout_s = requests.timeout_of(request, parts)
+    headers_in = Headers(request.scope["headers"])
+    timeout_s = requests.timeout_of(headers_in, parts)
     with ExitStack() as held:
         asked = await _read(request, parts, task, known, held)
-        form = choose("image", asked.fmt, 1, field_of(request, "accept"))
+        form = choose("image", asked.fmt, 1, headers_in.joined(b"accept"))
         left_s = max(0.001, timeout_s - (perf_counter() - record.started))
-        started = _begin(parts, task, asked, requests.number_of(request, "X-Priority", 1, 9) or 5, left_s)
+        started = _begin(parts, task, asked, requests.number_of(headers_in, "X-Priority", 1, 9) or 5, left_s)
         painting = await requests.while_connected(request, started)
         record.model = painting.model
         headers = {"x-model": painting.model, "vary": "Accept"}
@@ -186,7 +188,7 @@ async def _read(request: Request, parts: Parts, task: Task, known: tuple[str, ..
         requests.serving(parts, query["model"], task)
     size = expected_bytes(request, settings.max_upload_bytes)
     with uploads.taken(size):
-        body = await read_body(request, size, requests.timeout_of(request, parts))
+        body = await read_body(request, size, requests.timeout_of(Headers(request.scope["headers"]), parts))
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")

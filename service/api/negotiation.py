@@ -6,9 +6,11 @@ from functools import lru_cache
 from starlette.requests import Request
 
 from service.api.faults import NotAcceptable
+from service.api.plain import Headers
 from service.imaging import FORMATS
 
 JSON, ZIP = "application/json", "application/zip"
+_TYPES = {"json": JSON, "zip": ZIP}
 
 CACHED_CHARACTERS = 256
 """Of an `Accept` header: longer ones are read anew each time, so that nobody fills memory with them."""
@@ -24,7 +26,7 @@ class Form:
     @property
     def media_type(self) -> str:
         """The response's content type."""
-        return {"json": JSON, "zip": ZIP}.get(self.shape, FORMATS[self.fmt])
+        return _TYPES.get(self.shape, FORMATS[self.fmt])
 
 
 def choose(shape: str | None, fmt: str | None, images: int, accept: str | None) -> Form:
@@ -92,9 +94,7 @@ def quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
 
 def field_of(request: Request, name: str) -> str | None:
     """A list-valued header, its lines joined (RFC 9110, 5.3); None if it is absent."""
-    wanted = name.lower().encode("latin-1")
-    lines = [value.decode("latin-1") for key, value in request.scope["headers"] if key == wanted]
-    return ", ".join(lines) if lines else None
+    return Headers(request.scope["headers"]).joined(name.lower().encode("latin-1"))
 
 
 def matches(tag: str, if_none_match: str | None) -> bool:

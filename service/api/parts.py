@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Depends, Request
 
+from service.api.recipes import Recipes
 from service.imaging import EncodeOptions
 from service.metrics import Metrics
 from service.settings import Settings
@@ -29,9 +30,11 @@ class Parts:
     encoders: ThreadPoolExecutor = field(init=False)
     encode_options: EncodeOptions = field(init=False)
     """Qualities from the settings."""
+    recipes: Recipes = field(init=False)
 
     def __post_init__(self) -> None:
         self.encode_options = EncodeOptions(self.settings.jpeg_quality, self.settings.webp_quality)
+        self.recipes = Recipes(self.settings.max_images)
         self.encoders = ThreadPoolExecutor(self.settings.encode_threads, thread_name_prefix="encode")
 
     @property

@@ -1,103 +1,107 @@
 """From the engine's arrays to the response: image, JSON, zip or grid, with the headers that make it repeatable."""
 
-import asyncio
 import base64
 import hashlib
-import io
 import json
 import platform
-import zipfile
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
-
-from starlette.responses import Response
 
 from service.api.negotiation import Form
 from service.api.parts import Parts
-from service.api.record import Record
 from service.api.schemas import GenerateRequest
 from service.imaging import FORMATS, EncodeOptions, Provenance, compose_grid, encode, encoder_version
+from service.imaging.archive import stored_zip
 from service.manifest import Manifest
 
 if TYPE_CHECKING:
     from service.engine.engine import Generated, ModelInfo
 
+SHAPES_WRITTEN = {"zip": "zip-2"}
+"""Part of the ETag where a shape's bytes have changed for the same pictures."""
+
 INLINE_BYTES = 16 * 1024
 """One picture of up to so many raw bytes encodes in some 50 microseconds: less than handing it to a thread costs."""
+INLINE_IMAGES = 8
+"""So many that are as small together take a few hundred, for most of which they hold the interpreter in any thread."""
 
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
-
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A response's body and the headers that belong to it."""
 
     body: bytes
     media_type: str
-    headers: dict[str, str]
+    headers: list[tuple[bytes, bytes]]
 
 
-async def image_response(
-    parts: Parts, record: Record, drawn: "Generated", form: Form, headers: dict[str, str]
-) -> Response:
-    """Encode off the event loop and note the time on the record."""
-    started = perf_counter()
-    options, marked = parts.encode_options, parts.settings.provenance
-    if len(drawn.images) == 1 and drawn.images.nbytes <= INLINE_BYTES:
-        rendered = render(drawn, form, options, marked=marked)
-    else:
-        loop = asyncio.get_running_loop()
-        rendered = await loop.run_in_executor(parts.encoders, lambda: render(drawn, form, options, marked=marked))
-    record.stages["encode"] = perf_counter() - started
-    record.images = len(drawn.images)
-    return Response(rendered.body, 200, {**rendered.headers, **headers}, rendered.media_type)
+def is_small(drawn: "Generated") -> bool:
+    """Whether the pictures are encoded where they are, on the event loop."""
+    return len(drawn.images) <= INLINE_IMAGES and drawn.images.nbytes <= INLINE_BYTES
 
 
 def render(drawn: "Generated", form: Form, options: EncodeOptions, *, marked: bool) -> Rendered:
     """The pictures in the chosen form. Called from a worker thread; deterministic except JSON, which holds timings."""
-    headers = {"x-model": drawn.model}
+    headers = [(b"x-model", drawn.model.encode("ascii"))]
     if form.shape == "grid":
         recipe = {"model": drawn.model, "seeds": list(drawn.seeds), "labels": list(drawn.labels)}
         provenance = Provenance({**recipe, "truncation": drawn.truncation}) if marked else None
         body = encode(compose_grid(drawn.images), form.fmt, provenance, options)
-        return Rendered(body, form.media_type, headers | {"x-seeds": _seed_list(drawn)})
+        return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
     started = perf_counter()
     files = [encode(drawn.images[i], form.fmt, _mark(drawn, i) if marked else None, options) for i in _indices(drawn)]
     if form.shape == "image":
         seed, label = drawn.seeds[0], drawn.labels[0]
-        headers |= {"x-seed": str(seed)} if seed is not None else {}
-        headers |= {"x-label": header_text(label)} if label is not None else {}
+        if seed is not None:
+            headers.append((b"x-seed", b"%d" % seed))
+        if label is not None:
+            headers.append((b"x-label", header_text(label)))
         return Rendered(files[0], form.media_type, headers)
     if form.shape == "zip":
-        return Rendered(_zip(drawn, files, form.fmt), form.media_type, headers | {"x-seeds": _seed_list(drawn)})
+        return Rendered(_zip(drawn, files, form.fmt), form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
     return Rendered(_json(drawn, files, form.fmt, perf_counter() - started), form.media_type, headers)
 
 
-def header_text(text: str) -> str:
+@lru_cache(1024)
+def header_text(text: str) -> bytes:
     """Text for a header: printable ASCII as it is, everything else and `%` percent-encoded UTF-8."""
-    return quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
+    return quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace").encode("ascii")
 
 
-def entity_tag(parts: Parts, model: "ModelInfo", request: GenerateRequest, form: Form) -> str | None:
-    """A strong ETag that names everything the bytes depend on; None where they depend on chance or on timings."""
+def tag_base(parts: Parts, model: "ModelInfo", request: GenerateRequest, form: Form) -> str | None:
+    """The hash of all but the seeds that a strong ETag names; None where the bytes depend on chance or timings."""
     if not request.reproducible or form.shape == "json":
         return None
     latents = request.latents
     names = [
         model.fingerprint,
-        [request.seed] if request.seeds is None else request.seeds,
         None if latents is None else [list(latents.shape), hashlib.sha256(latents.tobytes()).hexdigest()],
         canonical_label(model.manifest, request.label),
         request.truncation,
-        [form.shape, form.fmt, encoder_version(form.fmt, parts.encode_options), parts.settings.provenance],
+        [
+            SHAPES_WRITTEN.get(form.shape, form.shape),
+            form.fmt,
+            encoder_version(form.fmt, parts.encode_options),
+            parts.settings.provenance,
+        ],
         onnxruntime_version(),
         processor(),
     ]
-    return f'"{hashlib.sha256(repr(names).encode()).hexdigest()[:32]}"'
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:32]
+
+
+def entity_tag(base: str, seeds: Sequence[int] | None) -> str:
+    """The ETag, which names everything that the bytes depend on: one seed outright, more by their hash.
+
+    Args:
+        base: from `tag_base`.
+    """
+    if seeds is not None and len(seeds) == 1:
+        return f'"{base}-{seeds[0]:x}"'
+    return f'"{hashlib.sha256(f"{base}{seeds}".encode()).hexdigest()[:32]}"'
 
 
 def canonical_label(manifest: Manifest, label: object) -> object:
@@ -148,8 +152,8 @@ def _mark(drawn: "Generated", index: int) -> Provenance:
     return Provenance(recipe | {"truncation": drawn.truncation})
 
 
-def _seed_list(drawn: "Generated") -> str:
-    return ",".join("" if seed is None else str(seed) for seed in drawn.seeds)
+def _seed_list(drawn: "Generated") -> bytes:
+    return ",".join("" if seed is None else str(seed) for seed in drawn.seeds).encode("ascii")
 
 
 def _json(drawn: "Generated", files: list[bytes], fmt: str, encode_s: float) -> bytes:
@@ -164,18 +168,20 @@ def _json(drawn: "Generated", files: list[bytes], fmt: str, encode_s: float) -> 
 
 
 def _zip(drawn: "Generated", files: list[bytes], fmt: str) -> bytes:
-    """Stored, not deflated again; fixed times, so the same request gives the same bytes."""
-    out = io.BytesIO()
+    """The pictures under their seeds, and `images.json`, which lists them."""
     taken: dict[str, int] = {}
-    index: list[dict[str, object]] = []
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for place, file in enumerate(files):
-            seed, label = drawn.seeds[place], drawn.labels[place]
-            stem = f"latent-{place}" if seed is None else f"seed-{seed}"
-            taken[stem] = taken.get(stem, 0) + 1
-            name = f"{stem}.{fmt}" if taken[stem] == 1 else f"{stem}-{taken[stem]}.{fmt}"
-            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), file)
-            index.append({"file": name, "seed": seed, "label": label})
-        summary = {"model": drawn.model, "truncation": drawn.truncation, "images": index}
-        archive.writestr(zipfile.ZipInfo("images.json", _ZIP_TIME), json.dumps(summary, indent=1))
-    return out.getvalue()
+    named: list[tuple[str, bytes]] = []
+    index: list[str] = []
+    for place, file in enumerate(files):
+        seed, label = drawn.seeds[place], drawn.labels[place]
+        stem = f"latent-{place}" if seed is None else f"seed-{seed}"
+        taken[stem] = taken.get(stem, 0) + 1
+        name = f"{stem}.{fmt}" if taken[stem] == 1 else f"{stem}-{taken[stem]}.{fmt}"
+        named.append((name, file))
+        index.append(_one_line({"file": name, "seed": seed, "label": label}))
+    summary = _one_line({"model": drawn.model, "truncation": drawn.truncation})
+    listed = f'{summary[:-1]}, "images": [\n' + ",\n".join(index) + "\n]}\n"
+    return stored_zip([*named, ("images.json", listed.encode("ascii"))])
+
+
+_one_line = json.JSONEncoder().encode

@@ -28,6 +28,7 @@ from service.api.faults import (
     UnsupportedMediaType,
     pointer,
 )
+from service.api.plain import PlainResponse, Reply, reply
 from service.api.record import STATE_KEY, Record
 
 MEDIA_TYPE = "application/problem+json"
@@ -82,9 +83,18 @@ def kind_of(error: type[Exception]) -> Kind:
 def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
     """The response to one of our errors, noted on the request's record."""
     record: Record | None = scope.get("state", {}).get(STATE_KEY)
+    return PlainResponse(reply_to(error, record, quote(scope["path"])))
+
+
+def reply_to(error: errors.GanymedeError, record: Record | None, path: str = "") -> Reply:
+    """The answer to one of our errors, noted on the request's record.
+
+    Args:
+        path: the request's, percent-encoded, where there is no record.
+    """
     kind = kind_of(type(error))
     headers: dict[str, str] = {}
-    body = _body(kind, error.detail[:DETAIL_CHARACTERS], record, scope)
+    body = _body(kind, error.detail[:DETAIL_CHARACTERS], record, path)
     if isinstance(error, errors.InvalidRequest):
         body |= {"field": error.field} if error.field is not None else {}
         body |= {"allowed": error.allowed} if error.allowed is not None else {}
@@ -103,15 +113,15 @@ def response_to(scope: Scope, error: errors.GanymedeError) -> Response:
         headers["connection"] = "close"
     if record is not None:
         record.rejected = _reason(error, kind) if isinstance(error, errors.Unavailable) else kind.code
-    return _response(body, headers)
+    return _reply(body, headers)
 
 
-def unexpected(request_id: str, path: str) -> Response:
+def unexpected(request_id: str, path: str) -> Reply:
     """500 without a word about the inside; the log has the stack trace under the same id."""
     kind = KINDS[errors.GanymedeError]
     detail = "an unexpected error; the server's log has it under this request_id"
     body = {"type": _type(kind.code), "title": kind.title, "status": 500, "detail": detail, "instance": path}
-    return _response({**body, "request_id": request_id}, {})
+    return _reply({**body, "request_id": request_id}, {})
 
 
 def install(app: FastAPI, methods: Callable[[str], Sequence[str]]) -> None:
@@ -137,7 +147,7 @@ def install(app: FastAPI, methods: Callable[[str], Sequence[str]]) -> None:
         elif kind.status == 405:
             headers["allow"] = ", ".join(methods(request.url.path))
             detail = f"this path answers only {headers['allow']}"
-        return _response(_body(kind, detail, record, request.scope), headers)
+        return PlainResponse(_reply(_body(kind, detail, record, quote(request.scope["path"])), headers))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
@@ -166,13 +176,13 @@ def _type(code: str) -> str:
     return f"urn:ganymede:problem:{code}"
 
 
-def _body(kind: Kind, detail: str, record: Record | None, scope: Scope) -> dict[str, Any]:
-    path = record.path if record else quote(scope["path"])
+def _body(kind: Kind, detail: str, record: Record | None, path: str) -> dict[str, Any]:
+    path = record.path if record else path
     body: dict[str, Any] = {"type": _type(kind.code), "title": kind.title, "status": kind.status, "detail": detail}
     return body | {"instance": path} | ({"request_id": record.request_id} if record else {})
 
 
-def _response(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+def _reply(body: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
     # ASCII JSON: a lone surrogate that a client sent and a message repeats has no UTF-8 form.
     content = json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
-    return Response(content, body["status"], {**headers, "cache-control": "no-store"}, MEDIA_TYPE)
+    return reply(body["status"], {**headers, "cache-control": "no-store"}, content, MEDIA_TYPE)

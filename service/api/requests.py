@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
 from service.api import faults
 from service.api.parts import Parts
+from service.api.plain import Headers
 from service.api.strict_json import shown
 from service.errors import GanymedeError, InvalidRequest, NotReady, TaskNotServed, UnknownModel
 from service.manifest import Task
@@ -56,14 +58,13 @@ def serving(parts: Parts, name: str, task: Task) -> "ModelInfo":
     return model
 
 
-def number_of(request: Request, name: str, low: int, high: int) -> int | None:
+def number_of(headers: Headers, name: str, low: int, high: int) -> int | None:
     """A header that holds a whole number; None if it is absent.
 
     Raises:
         InvalidRequest: it holds anything else, or a number outside low to high.
     """
-    wanted = name.lower().encode("ascii")
-    raw = next((value for key, value in request.scope["headers"] if key == wanted), None)
+    raw = headers.first(_lowered(name))
     if raw is None:
         return None
     text = raw.decode("latin-1")
@@ -72,13 +73,18 @@ def number_of(request: Request, name: str, low: int, high: int) -> int | None:
     return int(text)
 
 
-def timeout_of(request: Request, parts: Parts) -> float:
+@cache
+def _lowered(name: str) -> bytes:
+    return name.lower().encode("ascii")
+
+
+def timeout_of(headers: Headers, parts: Parts) -> float:
     """Seconds until the request's deadline: `X-Request-Timeout-Ms`, or the setting.
 
     Raises:
         InvalidRequest: the header holds no number of milliseconds up to an hour.
     """
-    asked = number_of(request, "X-Request-Timeout-Ms", 1, 3_600_000)
+    asked = number_of(headers, "X-Request-Timeout-Ms", 1, 3_600_000)
     return parts.settings.timeout_s if asked is None else asked / 1000
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from datetime import UTC, datetime
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -10,13 +9,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.api import faults, problems, schemas
-from service.api.direct import Endpoint
-from service.api.negotiation import Form, choose, field_of, matches
+from service.api.direct import serve
+from service.api.hot import linked, posted
 from service.api.parts import Parts, PartsDep
-from service.api.pictures import entity_tag, image_response
-from service.api.record import record_of
-from service.api.requests import HEADERS, number_of, serving, timeout_of, while_connected
-from service.api.strict_json import read_object, shown
+from service.api.plain import Headers, PlainResponse
+from service.api.requests import HEADERS
+from service.api.strict_json import object_of, read_body, shown
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -26,14 +24,11 @@ from service.errors import (
     UnknownModel,
 )
 from service.imaging import FORMATS
-from service.manifest import Task
 
 if TYPE_CHECKING:
     from service.engine.engine import ModelInfo
 
 router = APIRouter()
-
-PINNED_CACHE_S = 31_536_000
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _IMAGES: dict[str, Any] = dict.fromkeys(FORMATS.values(), _BINARY)
@@ -74,18 +69,7 @@ _QUERY = [
 )
 async def generate(request: Request, parts: PartsDep) -> Response:
     """One image for each seed, seeds drawn for a count, or latents given outright."""
-    record = record_of(request)
-    record.task = Task.GENERATE.value
-    timeout_s = timeout_of(request, parts)
-    fields = await read_object(request, timeout_s=timeout_s)
-    body = schemas.parse_generate(fields, max_images=parts.settings.max_images)
-    record.stages["read"] = perf_counter() - record.started
-    model = serving(parts, body.model, Task.GENERATE)
-    record.model = model.ref
-    form = choose(body.as_, body.format, body.images, field_of(request, "accept"))
-    tag = entity_tag(parts, model, body, form)
-    headers = {"vary": "Accept", "etag": tag} if tag else {"vary": "Accept"}
-    return await _draw(request, parts, body, form, headers, timeout_s)
+    return PlainResponse(await serve(request, parts, posted))
 
 
 @router.get(
@@ -101,22 +85,7 @@ async def generate(request: Request, parts: PartsDep) -> Response:
 )
 async def picture(request: Request, parts: PartsDep) -> Response:
     """The same picture as `POST /generate` with one seed, cacheable."""
-    record = record_of(request)
-    record.task = Task.GENERATE.value
-    pairs = parse_qsl(request.url.query, keep_blank_values=True, errors="replace")
-    body = schemas.parse_query(pairs)
-    record.stages["read"] = perf_counter() - record.started
-    model = serving(parts, body.model, Task.GENERATE)
-    record.model = model.ref
-    form = choose("image", body.format, 1, field_of(request, "accept"))
-    tag = entity_tag(parts, model, body, form)
-    pinned = body.model == model.ref
-    seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
-    cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
-    headers = {"cache-control": cache, "vary": "Accept", **({"etag": tag} if tag else {})}
-    if tag is not None and matches(tag, field_of(request, "if-none-match")):
-        return Response(status_code=304, headers=headers)
-    return await _draw(request, parts, body, form, headers, timeout_of(request, parts))
+    return PlainResponse(await serve(request, parts, linked))
 
 
 @router.get("/models", summary="What is served", response_model=schemas.ModelList)
@@ -169,41 +138,6 @@ async def unload(name: str, parts: PartsDep) -> Response:
     return Response(status_code=204)
 
 
-async def _draw(
-    request: Request,
-    parts: Parts,
-    body: schemas.GenerateRequest,
-    form: Form,
-    headers: dict[str, str],
-    timeout_s: float,
-) -> Response:
-    """Ask the engine, give up when the client does, and answer."""
-    record = record_of(request)
-    seeds = body.seeds if body.seed is None else [body.seed]
-    drawing = parts.engine.generate(
-        body.model,
-        seeds=seeds,
-        count=body.count,
-        latents=body.latents,
-        labels=body.label,
-        truncation=body.truncation,
-        priority=number_of(request, "X-Priority", 1, 9) or 5,
-        timeout_s=timeout_s,
-        lone=record.lone,
-    )
-    drawn = await while_connected(request, drawing)
-    record.coalesced = drawn.coalesced
-    if drawn.model != record.model:  # another version came in between: the tag names the one before
-        headers = {name: value for name, value in headers.items() if name != "etag"}
-    record.model = drawn.model
-    record.take(drawn.timings)
-    return await image_response(parts, record, drawn, form, headers)
-
-
-DIRECT: dict[tuple[str, str], Endpoint] = {("POST", "/generate"): generate, ("GET", "/generate"): picture}
-"""What `Direct` serves without FastAPI's routing."""
-
-
 def _summary(model: "ModelInfo") -> dict[str, Any]:
     manifest = model.manifest
     drawn = manifest.generate
@@ -234,7 +168,8 @@ def _admin(parts: Parts) -> None:
 
 async def _version(request: Request, parts: Parts) -> int | None:
     """`version` from the query or the body, in which nothing else may be."""
-    fields: dict[str, Any] = await read_object(request, timeout_s=parts.settings.timeout_s, optional=True)
+    body = await read_body(request, parts.settings.timeout_s)
+    fields = object_of(body, Headers(request.scope["headers"])) if body else {}
     for name, value in parse_qsl(request.url.query, keep_blank_values=True):
         fields[name] = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else value
     for name in fields:

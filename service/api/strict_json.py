@@ -9,30 +9,25 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from service.api.faults import BodyTooSlow, Invalid, MalformedBody, UnsupportedMediaType, pointer
+from service.api.plain import Headers
 
 
-async def read_object(request: Request, *, timeout_s: float, optional: bool = False) -> dict[str, Any]:
+def object_of(body: bytes, headers: Headers) -> dict[str, Any]:
     """The body as a dict. NaN and Infinity pass as floats here, so that the schema can name the field that holds them.
 
     Args:
-        timeout_s: seconds that the body may take to arrive.
-        optional: an absent body is an empty object.
+        headers: the content type is among them.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
         MalformedBody: not UTF-8, not JSON, not an object, nested too deeply, or a number of thousands of digits.
         Invalid: a name occurs twice in one object.
-        BodyTooSlow: it had not arrived after `timeout_s`.
-        BodyTooLarge: from the middleware, while reading.
     """
-    body = await read_body(request, timeout_s)
-    if optional and not body:
-        return {}
-    content_type = next((value for name, value in request.scope["headers"] if name == b"content-type"), None)
+    content_type = headers.first(b"content-type")
     if content_type != b"application/json":
         _check_type(None if content_type is None else content_type.decode("latin-1"))
     if not body:
-        lost = "; the HTTP parser drops bodies of requests to upgrade: ask for HTTP/1.1" if _upgrades(request) else ""
+        lost = "; the HTTP parser drops bodies of requests to upgrade: ask for HTTP/1.1" if _upgrades(headers) else ""
         raise MalformedBody(f"the body is empty, must be a JSON object{lost}")
     try:
         parsed = _decode(body.decode("utf-8"))
@@ -93,9 +88,9 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _upgrades(request: Request) -> bool:
+def _upgrades(headers: Headers) -> bool:
     """Whether the client offers HTTP/2 as Java's does at first."""
-    return "upgrade" in request.headers and request.headers.get("content-length", "0") != "0"
+    return headers.first(b"upgrade") is not None and headers.first(b"content-length") not in (None, b"0")
 
 
 def _check_type(content_type: str | None) -> None:

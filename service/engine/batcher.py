@@ -21,7 +21,9 @@ from service.engine.entries import (
     Answer,
     BatchPolicy,
     Decision,
+    Done,
     Entry,
+    Slice,
     assemble,
     key_of,
     rows_of,
@@ -41,6 +43,10 @@ TERMINATE_S = 2.0
 
 log = logging.getLogger(__name__)
 
+HERE_SHARE = 0.5
+"""Of `lone_s`: a run of several requests of at most so long stays on the loop too, while no lane runs. The lane would
+wait for the interpreter and the loop for the lane, each about as long as such a run takes."""
+
 FILL_WEIGHT = 0.1
 """Weight of the newest run in the rows that a run takes while more wait: fewer than the cap where shapes are mixed."""
 
@@ -55,6 +61,7 @@ class _Run:
     decision: Decision
     started_s: float
     watch: Watch
+    rows: int
     seen: int = 1
     timer: asyncio.TimerHandle | None = None
 
@@ -72,6 +79,7 @@ class Batcher:
         run_timeout_s: seconds below which no run is held to hang; see `HANG_FACTOR`.
         lone_s: a lone request whose run was measured to take at most so long runs on the event loop itself: handing it
             to a lane and back would cost more. 0 never. Only for runs that cannot hang: nobody could end them there.
+            See `HERE_SHARE` for those of several requests.
         name: for threads and errors.
         make_lane: the threads; tests put in lanes of their own.
         clock: seconds; tests put in one of their own.
@@ -140,13 +148,48 @@ class Batcher:
             DeadlineExceeded: not finished in time; at once where its run alone is known to take longer than that.
             RunFailed: these rows' run failed, also when run apart from their neighbours.
         """
+        future: asyncio.Future[Answer] = self._loop.create_future()
+
+        def done(outcome: Answer | GanymedeError) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Answer):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        entry = self.enqueue(inputs, done, priority=priority, deadline_s=deadline_s, lone=lone)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.withdraw(entry)
+            raise
+
+    def enqueue(
+        self, inputs: Arrays, done: Done, *, priority: int = USUAL, deadline_s: float | None = None, lone: bool = False
+    ) -> Entry:
+        """As `submit`, for whoever waits otherwise than by a coroutine: a task costs more than a small run.
+
+        Args:
+            done: told the end, once; before this returns where a lone run stayed on the loop.
+
+        Returns:
+            What `withdraw` takes.
+
+        Raises:
+            Overloaded, NotReady, DeadlineExceeded: nothing was queued, and `done` is not called.
+        """
         rows = len(next(iter(inputs.values())))
         priced_s = self._admit(inputs, rows, priority, deadline_s)
         self._arrivals += 1
         now_s = self._clock()
         self._gate.arrivals.count(rows, now_s)
         entry = Entry(inputs, rows, signature_of(inputs), now_s, self._arrivals, priority, deadline_s, priced_s)
-        entry.future = self._loop.create_future()
+        entry.done = done
+        if lone and self._is_short(rows):
+            entry.taken = rows
+            self._run_here(self._free.pop(), Decision((Slice(entry, 0, rows),), ()))
+            return entry
         if deadline_s is not None:
             entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
         self._live.add(entry)
@@ -156,16 +199,12 @@ class Batcher:
             self._queue.append(entry)
         self._queue_rows += rows
         self._waiting[priority] += rows
-        if lone and not self._running and len(self._queue) == 1 and self._costs.curve_s(rows) <= self._lone_s:
-            self._dispatch(apart=False)
-        elif self._free and not self._scheduled:
-            self._scheduled = True  # at the end of this turn of the loop: requests that arrived together ride together
-            self._loop.call_soon(self._dispatch)
-        try:
-            return await entry.future
-        except asyncio.CancelledError:
-            self._end(entry, None, "cancelled")
-            raise
+        self._schedule()
+        return entry
+
+    def withdraw(self, entry: Entry) -> None:
+        """Nobody waits for the entry any more; its rows do not run unless they run already."""
+        self._end(entry, None, "cancelled")
 
     def stats(self) -> BatcherStats:
         """A snapshot, for metrics."""
@@ -240,24 +279,28 @@ class Batcher:
             self._rejected[error.reason] += 1
             raise
 
+    def _is_short(self, rows: int) -> bool:
+        """Whether a lone request's rows run here: nothing else does or waits, and they are measured to be short."""
+        if self._running or self._queue or self._costs.curve_s(rows) > self._lone_s:
+            return False
+        return rows <= self._policy_of(self._free[-1]).max_batch
+
     def _line(self, priority: int) -> Line:
         """The queue as a newcomer of this priority sees it."""
         now_s, costs = self._clock(), self._costs
-        ends_s = [left_s(costs.run_s(run.decision.rows), now_s - run.started_s) for run in self._running.values()]
+        ends_s = [left_s(costs.run_s(run.rows), now_s - run.started_s) for run in self._running.values()]
         ends_s += [0.0] * len(self._free)
         ends_s.sort()
         return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, max(1, round(self._fill)))
 
-    def _dispatch(self, *, apart: bool = True) -> None:
-        """Hand the queue to the lanes that are free; or, not `apart`, run it here and now in their place."""
+    def _dispatch(self) -> None:
+        """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""
         self._scheduled = False
         while self._free and self._queue:
-            policy = self._policy_of(self._free[-1])
-            decision = take(self._queue, self._loop.time(), policy, len(self._free), self._expected_s)
-            for entry in decision.expired:
-                self._expire(entry)
-            if not decision.slices:
-                continue
+            rows = min(self._queue_rows, self.policy.max_batch)
+            here = not self._running and self._costs.curve_s(rows) <= HERE_SHARE * self._lone_s
+            policy, free_lanes = self._policy_of(self._free[-1]), 1 if here else len(self._free)
+            decision = take(self._queue, self._loop.time(), policy, free_lanes, self._expected_s)
             for part in decision.slices:
                 part.entry.taken = part.stop
                 if part.entry.taken == part.entry.rows:
@@ -265,9 +308,27 @@ class Batcher:
                 rows = part.stop - part.start
                 self._queue_rows -= rows
                 self._waiting[part.entry.priority] -= rows
-            if self._queue and len(self._free) == 1:
-                self._fill += FILL_WEIGHT * (decision.rows - self._fill)
-            self._start(self._free.pop(), decision, apart)
+            if decision.slices:
+                if self._queue and len(self._free) == 1:
+                    self._fill += FILL_WEIGHT * (decision.rows - self._fill)
+                (self._run_here if here else self._start)(self._free.pop(), decision)
+            for entry in decision.expired:  # after: who is told of it may queue rows anew
+                self._expire(entry)
+            if here:
+                self._schedule()  # the loop has other things to do between two runs
+                return
+
+    def _schedule(self) -> None:
+        """Dispatch at the end of this turn of the loop: requests that arrived together ride together."""
+        if self._queue and self._free and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _run_here(self, lane: int, decision: Decision) -> None:
+        """Run on the event loop, in the place of a lane."""
+        run = self._running[lane] = _Run(lane, decision, self._clock(), Watch(endable=False), decision.rows)
+        parts = [rows_of(part) for part in decision.slices]
+        self._settle(run, run_parts(self._sessions[lane], parts, _wanted, run.watch))
 
     def _policy_of(self, lane: int) -> BatchPolicy:
         """The policy, within what the lane's session has been found to hold in memory."""
@@ -276,27 +337,20 @@ class Batcher:
             return self.policy
         return BatchPolicy(limit, min(limit, self.policy.min_share))
 
-    def _start(self, lane: int, decision: Decision, apart: bool) -> None:
+    def _start(self, lane: int, decision: Decision) -> None:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop
-        run = _Run(lane, decision, self._clock(), Watch())
+        run = _Run(lane, decision, self._clock(), Watch(), decision.rows)
         self._running[lane] = run
         parts = [rows_of(part) for part in slices]
 
-        def outcome_of() -> Outcome:
-            return run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
-
-        if not apart:
-            self._finish(run, outcome_of())
-            return
-
         def job() -> None:
-            outcome = outcome_of()
+            outcome = run_parts(session, parts, lambda index: not slices[index].entry.ended, run.watch)
             try:  # noqa: SIM105 - on the way of every run
                 loop.call_soon_threadsafe(self._finish, run, outcome)
             except RuntimeError:  # the loop is closed: nobody is left to hear of it
                 pass
 
-        run.timer = loop.call_later(self.bound_s(decision.rows), self._look_after, run)
+        run.timer = loop.call_later(self.bound_s(run.rows), self._look_after, run)
         self._lanes[lane].start(job)
 
     def bound_s(self, rows: int) -> float:
@@ -308,13 +362,13 @@ class Batcher:
         """A run's time is up: wait on where it moves, else fail its entries and tell it to end."""
         if run.watch.loading or run.watch.calls > run.seen:
             run.seen = max(run.seen, run.watch.calls)
-            run.timer = self._loop.call_later(self.bound_s(run.decision.rows), self._look_after, run)
+            run.timer = self._loop.call_later(self.bound_s(run.rows), self._look_after, run)
             return
         self._hung += 1
         run.watch.terminate()
         run.timer = self._loop.call_later(TERMINATE_S, self._replace, run)
         seconds = self._clock() - run.started_s
-        log.error("%s: a run of %d rows hangs since %.1f s; ending it", self.name, run.decision.rows, seconds)
+        log.error("%s: a run of %d rows hangs since %.1f s; ending it", self.name, run.rows, seconds)
         for part in run.decision.slices:
             self._end(part.entry, RunFailed(f"{self.name}: the run did not come back"), "failed")
 
@@ -332,6 +386,11 @@ class Batcher:
 
     def _finish(self, run: _Run, outcome: Outcome) -> None:
         """A lane is free again: answer its entries, then let it take what is queued."""
+        self._settle(run, outcome)
+        self._dispatch()
+
+    def _settle(self, run: _Run, outcome: Outcome) -> None:
+        """Answer a run's entries."""
         lane, decision = run.lane, run.decision
         if self._running.get(lane) is not run:
             return  # given up long ago, and answered then
@@ -347,17 +406,21 @@ class Batcher:
             if isinstance(answer, GanymedeError):
                 self._end(entry, answer, "failed")
                 continue
+            if part.stop - part.start == entry.rows:  # whole, as nearly all are
+                queue_s = max(0.0, outcome.started_s - entry.arrived_s)
+                run_s = outcome.ended_s - outcome.started_s
+                self._end(entry, Answer(answer, queue_s, run_s, run.rows, 1), "answered")
+                continue
             entry.started_s = outcome.started_s if entry.started_s is None else min(entry.started_s, outcome.started_s)
             entry.finished_s = max(entry.finished_s, outcome.ended_s)
-            entry.batch_rows = max(entry.batch_rows, decision.rows)
+            entry.batch_rows = max(entry.batch_rows, run.rows)
             entry.parts[part.start] = answer
             entry.answered += part.stop - part.start
             if entry.answered == entry.rows:
                 self._end(entry, assemble(entry), "answered")
-        self._dispatch()
 
     def _count(self, run: _Run, outcome: Outcome) -> None:
-        rows, seconds = run.decision.rows, outcome.ended_s - outcome.started_s
+        rows, seconds = run.rows, outcome.ended_s - outcome.started_s
         self._runs += outcome.runs
         self._rows += rows
         self._run_s += seconds
@@ -389,13 +452,16 @@ class Batcher:
             self._queue.remove(entry)
             self._queue_rows -= entry.rows - entry.taken
             self._waiting[entry.priority] -= entry.rows - entry.taken
-        if entry.future is not None and not entry.future.done():
-            if isinstance(outcome, Answer):
-                entry.future.set_result(outcome)
-            elif outcome is not None:
-                entry.future.set_exception(outcome)
         if self._idle is not None and not self._live and not self._idle.done():
             self._idle.set_result(None)
+        done, entry.done = entry.done, None
+        if done is not None and outcome is not None:
+            done(outcome)  # last: who is told may queue rows anew
+
+
+def _wanted(index: int) -> bool:
+    """Of a run on the loop: nobody can leave meanwhile."""
+    return True
 
 
 def _rank(entry: Entry) -> tuple[int, int]:

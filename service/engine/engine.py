@@ -14,14 +14,13 @@ An engine belongs to the event loop that opened it; its methods are called on th
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
-from weakref import WeakKeyDictionary
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +47,7 @@ ModelStats = BatcherStats
 """Gauges and totals of one loaded version, over all of its graphs."""
 
 
-@dataclass(frozen=True)
-class Timings:
+class Timings(NamedTuple):
     """Where one request's time in the engine went, in seconds.
 
     `queue_s`: from arrival to its first run; `run_s`: from there to its last run's end. `batch_rows`: the largest batch
@@ -62,8 +60,7 @@ class Timings:
     runs: int = 1
 
 
-@dataclass(frozen=True)
-class Generated:
+class Generated(NamedTuple):
     """Images, and what it takes to draw them again."""
 
     images: npt.NDArray[np.uint8]
@@ -193,25 +190,69 @@ class Engine:
             Overloaded, NotReady, DeadlineExceeded: later or elsewhere it may pass.
             RunFailed: the model failed on these rows.
         """
+        future: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Generated | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        withdraw = self.start(
+            model,
+            done,
+            seeds=seeds,
+            count=count,
+            latents=latents,
+            labels=labels,
+            truncation=truncation,
+            priority=priority,
+            timeout_s=timeout_s,
+            lone=lone,
+        )
+        try:
+            return await future
+        except asyncio.CancelledError:
+            withdraw()
+            raise
+
+    def start(
+        self,
+        model: str,
+        done: Callable[[Generated | Exception], None],
+        *,
+        seeds: Sequence[int] | None = None,
+        count: int | None = None,
+        latents: npt.ArrayLike | None = None,
+        labels: generating.Labels = None,
+        truncation: float = 1.0,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+        lone: bool = False,
+    ) -> Callable[[], None]:
+        """As `generate`, for whoever waits otherwise than by a coroutine: a task costs more than a small picture.
+
+        Args:
+            done: told the images or what went wrong, once, on the loop's thread; before this returns where a lone run
+                stayed on it. Must not raise.
+
+        Returns:
+            What to call when nobody waits any more; `done` is not called after it.
+
+        Raises:
+            What is known at once of all that `generate` raises; `done` is not called then.
+        """
         loaded = self._serving(model, Task.GENERATE)
         _check_schedule(priority, timeout_s)
-        request = generating.Request(seeds, count, latents, labels, truncation)
-        rows = generating.prepare(loaded, request, self.options.max_images)
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images)
+        began_s = asyncio.get_running_loop().time()
         deadline_s = None if timeout_s is None else began_s + timeout_s
+        drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone)
         if rows.key is None:
-            drawn, coalesced = await generating.draw(loaded, rows, priority, deadline_s, lone=lone), False
-        else:
-            key = (loaded, rows.key)
-            try:
-                drawn, coalesced = await self._flights.run(
-                    key, priority, lambda: generating.draw(loaded, rows, priority, deadline_s, lone=lone), deadline_s
-                )
-            except TimeoutError:
-                raise DeadlineExceeded(f"{loaded.ref}: not finished before the deadline") from None
-        timings = _timings(drawn.answer, loop.time() - began_s if coalesced else None)
-        return Generated(drawn.images, rows.seeds, rows.labels, rows.truncation, loaded.ref, timings, coalesced)
+            return drawing.begin(drawing.end)
+        return self._flights.run((loaded, rows.key), priority, drawing.begin, drawing.end, deadline_s)
 
     async def translate(
         self,
@@ -355,6 +396,42 @@ class Engine:
             self._polling = None
 
 
+class _Drawing:
+    """One request on its way: how it begins, and who is told of its end."""
+
+    __slots__ = ("_began_s", "_deadline_s", "_done", "_lone", "_model", "_priority", "_rows")
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        rows: generating.Rows,
+        done: Callable[[Generated | Exception], None],
+        priority: int,
+        began_s: float,
+        deadline_s: float | None,
+        lone: bool,
+    ) -> None:
+        self._model, self._rows, self._done = model, rows, done
+        self._priority, self._began_s, self._deadline_s, self._lone = priority, began_s, deadline_s, lone
+
+    def begin(self, told: Callable[[generating.Drawn | Exception], None]) -> Callable[[], None]:
+        """See `flights.Start`."""
+        return generating.draw(self._model, self._rows, told, self._priority, self._deadline_s, self._lone)
+
+    def end(self, outcome: generating.Drawn | Exception, coalesced: bool = False) -> None:
+        """Tell the images, or what went wrong."""
+        model, rows = self._model, self._rows
+        if isinstance(outcome, generating.Drawn):
+            shared_s = asyncio.get_running_loop().time() - self._began_s if coalesced else None
+            timings = _timings(outcome.answer, shared_s)
+            images = outcome.images
+            self._done(Generated(images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced))
+        elif isinstance(outcome, TimeoutError):
+            self._done(DeadlineExceeded(f"{model.ref}: not finished before the deadline"))
+        else:
+            self._done(outcome)
+
+
 def _check(manifest: Manifest) -> None:
     """Refuse a model that no pipeline can feed, when it is loaded and not at its first request."""
     generating.check(manifest)
@@ -382,18 +459,15 @@ def _timings(answer: Answer, shared_s: float | None) -> Timings:
     return Timings(shared_s - run_s, run_s, answer.batch_rows, answer.runs)
 
 
-_infos: WeakKeyDictionary[LoadedModel, tuple[object, ModelInfo]] = WeakKeyDictionary()
-
-
 def _info(model: LoadedModel) -> ModelInfo:
     """What is told of a model, made anew when its state, its providers or its notes have changed."""
-    sessions = [session for graph in model.graphs.values() for session in graph.sessions]
-    now = (model.state, [session.provider for session in sessions], [len(session.notes) for session in sessions])
-    before = _infos.get(model)
-    if before is not None and before[0] == now:
-        return before[1]
-    info = _new_info(model)
-    _infos[model] = (now, info)
+    now: list[object] = [model.state]
+    for graph in model.graphs.values():
+        for session in graph.sessions:
+            now += (session.provider, session.notes)
+    if model.told is None or model.told[0] != now:
+        model.told = (now, _new_info(model))
+    info: ModelInfo = model.told[1]
     return info
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service.engine.session import Array, Arrays
+from service.errors import GanymedeError
 
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 
@@ -24,8 +25,7 @@ def signature_of(inputs: Arrays) -> Signature:
     return tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in inputs.items()))
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One entry's outputs, rows in the order asked, and where its time went.
 
     `queue_s` runs from arrival to the first run's start, `run_s` from there to the last run's end; `batch_rows` is
@@ -37,6 +37,10 @@ class Answer:
     run_s: float
     batch_rows: int
     runs: int
+
+
+Done = Callable[[Answer | GanymedeError], None]
+"""Told an entry's end on the event loop's thread, unless the entry is withdrawn. Must not raise."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +67,7 @@ class Entry:
     started_s: float | None = None
     finished_s: float = 0.0
     batch_rows: int = 0
-    future: "asyncio.Future[Answer] | None" = None
+    done: Done | None = None
     timer: asyncio.TimerHandle | None = None
 
     @property

@@ -82,8 +82,11 @@ def latents_from_seeds(seeds: Sequence[int], latent_dim: int) -> npt.NDArray[np.
     """
     if latent_dim < 1:
         raise InvalidRequest(f"latent_dim: {latent_dim} is below 1", field="latent_dim")
-    z = np.empty((len(seeds), latent_dim), np.float32)
     stream = _stream()
+    if len(seeds) == 1:
+        stream.seed(check_seed(seeds[0], field="seeds"))
+        return stream.randn(1, latent_dim).astype(np.float32)
+    z = np.empty((len(seeds), latent_dim), np.float32)
     for row, seed in enumerate(seeds):
         stream.seed(check_seed(seed, field="seeds"))
         z[row] = stream.randn(latent_dim)

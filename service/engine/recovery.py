@@ -197,7 +197,7 @@ class RecoveringSession:
 
     def _leave_stuck(self) -> None:
         """Drop the session where a lane was given up in it and no run that began later was answered."""
-        if not any(watch.abandoned for watch in list(self._under_way)):
+        if not self._under_way or not any(watch.abandoned for watch in list(self._under_way)):
             return
         with self._changing:
             given_up = [(watch, *run) for watch, run in list(self._under_way.items()) if watch.abandoned]

@@ -10,8 +10,9 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from service.engine.batcher import Batcher
 from service.engine.idle import IdleLooks, shrink
@@ -81,8 +82,12 @@ class LoadedModel:
     state: Literal["serving", "draining"] = "serving"
     arrays: Mapping[str, Array] = field(default_factory=dict)
     """Model-wide arrays, as the folder holds them."""
+    told: Any = None
+    """What the engine tells of it, until that changes."""
+    wiring: Any = None
+    """Which of its tensors a pipeline feeds and reads."""
 
-    @property
+    @cached_property
     def ref(self) -> str:
         """`name@version`."""
         return self.manifest.ref
@@ -157,6 +162,7 @@ class Repository:
         self._options = options
         self._check = check
         self._loaded: dict[str, LoadedModel] = {}
+        self._resolved: dict[str, LoadedModel] = {}  # what names meant since a model last came or went
         self._seen: dict[str, Fingerprint] = {}
         self._failed: dict[str, str] = {}
         self._faults: dict[str, str] = {}
@@ -183,6 +189,13 @@ class Repository:
         Raises:
             UnknownModel: names what is loaded.
         """
+        known = self._resolved.get(ref)
+        if known is not None:
+            return known
+        model = self._resolved[ref] = self._resolve(ref)
+        return model
+
+    def _resolve(self, ref: str) -> LoadedModel:
         name, pinned, version = ref.partition("@")
         versions = [model for model in self.loaded if model.manifest.name == name]
         if not versions:
@@ -305,6 +318,7 @@ class Repository:
             await asyncio.wait([self._shrinking])
         async with self._busy:
             models, self._loaded = list(self._loaded.values()), {}
+            self._resolved.clear()
             batchers = [graph.batcher for model in models for graph in model.graphs.values()]
             await asyncio.gather(*(batcher.close() for batcher in batchers))
             await asyncio.gather(*self._retiring)
@@ -325,6 +339,7 @@ class Repository:
         model = LoadedModel(prepared.manifest, one.folder, self._batchers(prepared), arrays=prepared.arrays)
         previous = self._loaded.get(one.ref)
         self._loaded[one.ref] = model  # from here on new requests get it
+        self._resolved.clear()
         if previous is not None:
             self._retire(previous)
         self._retire_oldest(one)
@@ -368,6 +383,7 @@ class Repository:
                 self._retire(self._loaded.pop(model.ref))
 
     def _retire(self, model: LoadedModel) -> None:
+        self._resolved.clear()
         model.state = "draining"
         task = asyncio.create_task(_retire(model))
         self._retiring[task] = model

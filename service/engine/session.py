@@ -44,14 +44,17 @@ log = logging.getLogger(__name__)
 class Watch:
     """What a lane's thread and whoever watches it know of one job between them.
 
+    Args:
+        endable: whether another thread may come to end the run.
+
     Attributes:
         calls: session calls begun so far; while it grows the job moves.
         terminated: the run was told to end.
         abandoned: it did not, and its lane was given up.
     """
 
-    def __init__(self) -> None:
-        self.options = ort.RunOptions()
+    def __init__(self, endable: bool = True) -> None:
+        self.options: ort.RunOptions | None = ort.RunOptions() if endable else None
         self.calls = 0
         self.terminated = False
         self.abandoned = False
@@ -69,7 +72,8 @@ class Watch:
     def terminate(self) -> None:
         """End the run that is under way, and those that follow, as soon as the graph's next node would begin."""
         self.terminated = True
-        self.options.terminate = True
+        if self.options is not None:
+            self.options.terminate = True
 
 
 class Session(Protocol):
@@ -278,12 +282,17 @@ def check_outputs(spec: GraphSpec, inputs: Arrays, outputs: Arrays) -> None:
 
 def _resolve(tensor: TensorSpec, real: tuple[int, ...], symbols: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that an output must have; a symbol that no input gives takes the size that came."""
-    known = dict(symbols)
     shape = []
     for axis, dimension in enumerate(tensor.shape):
-        if isinstance(dimension, str) and "*" not in dimension and axis < len(real):
-            known.setdefault(dimension, real[axis])
-        shape.append(resolve_dimension(dimension, known))
+        if isinstance(dimension, int):
+            shape.append(dimension)
+        elif dimension in symbols:
+            shape.append(symbols[dimension])
+        elif "*" not in dimension and axis < len(real):
+            symbols = {**symbols, dimension: real[axis]}
+            shape.append(real[axis])
+        else:
+            shape.append(resolve_dimension(dimension, dict(symbols)))
     return tuple(shape)
 
 

@@ -71,6 +71,6 @@ def _on_white(image: Image) -> Image:
 def encoder_version(fmt: str, options: EncodeOptions) -> str:
     """What determines the bytes besides the pixels: writer, libraries, quality. Part of the ETag."""
     if fmt == "png":
-        return f"png-2:{png.deflate_version()}:{png.LEVEL}"
+        return f"png-3:{png.deflate_version()}:{png.LEVEL}"
     quality = options.jpeg_quality if fmt == "jpeg" else options.webp_quality
     return f"{fmt}-2:pillow-{version('pillow')}:{quality}"

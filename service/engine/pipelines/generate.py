@@ -1,9 +1,10 @@
 """Latent or class to image: `POST /generate`'s arguments to rows, and rows back to images."""
 
 import secrets
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,25 +21,13 @@ from service.engine.latents import (
 from service.engine.pipelines import styles
 from service.engine.repository import LoadedModel
 from service.engine.session import Array
-from service.errors import GraphMismatch, InvalidRequest, TooLarge
+from service.errors import GanymedeError, GraphMismatch, InvalidRequest, TooLarge
 from service.manifest import GenerateSpec, Manifest, Task
 
 Labels = Sequence[int | str] | int | str | None
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a caller asks for; at most one of seeds, count and latents. None of them draws one seed."""
-
-    seeds: Sequence[int] | None = None
-    count: int | None = None
-    latents: npt.ArrayLike | None = None
-    labels: Labels = None
-    truncation: float = 1.0
-
-
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """A request made ready to run. `key`: equal keys are equal pictures; None where chance or the caller drew z."""
 
     inputs: dict[str, Array]
@@ -48,8 +37,7 @@ class Rows:
     key: Hashable | None
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """[N, H, W, C] uint8, and the batcher's answer with its timings."""
 
     images: npt.NDArray[np.uint8]
@@ -102,31 +90,61 @@ def _graph(manifest: Manifest) -> str:
     return drawing[0]
 
 
-async def draw(
-    model: LoadedModel, rows: Rows, priority: int = USUAL, deadline_s: float | None = None, *, lone: bool = False
-) -> Drawn:
-    """Draw the images of one request.
+def draw(
+    model: LoadedModel,
+    rows: Rows,
+    done: Callable[[Drawn | Exception], None],
+    priority: int = USUAL,
+    deadline_s: float | None = None,
+    lone: bool = False,
+) -> Callable[[], None]:
+    """Begin to draw the images of one request.
 
     Args:
+        done: told the images or what went wrong, once; see `Batcher.enqueue`.
         deadline_s: in the event loop's time.
         lone: see `Batcher.submit`.
 
+    Returns:
+        What to call when nobody waits any more.
+
     Raises:
-        Overloaded, NotReady, DeadlineExceeded, RunFailed: see `Batcher.submit`.
+        Overloaded, NotReady, DeadlineExceeded: see `Batcher.submit`.
     """
     wiring = _wiring(model)
     if wiring.styled:
-        images, answer = await styles.draw(
-            model, rows.inputs, rows.seeds, rows.truncation, priority=priority, deadline_s=deadline_s, lone=lone
-        )
-        return Drawn(images, answer)
+        return styles.draw(
+            model, rows.inputs, rows.seeds, rows.truncation, partial(_styled, done), priority=priority,
+            deadline_s=deadline_s, lone=lone,
+        )  # fmt: skip
     batcher = model.graphs[wiring.graph].batcher
-    answer = await batcher.submit(rows.inputs, priority=priority, deadline_s=deadline_s, lone=lone)
-    return Drawn(answer.outputs[wiring.image], answer)
+    told = partial(_answered, wiring.image, done)
+    entry = batcher.enqueue(rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone)
+    return partial(batcher.withdraw, entry)
 
 
-def prepare(model: LoadedModel, request: Request, max_images: int) -> Rows:
+def _answered(image: str, done: Callable[[Drawn | Exception], None], answer: Answer | GanymedeError) -> None:
+    done(Drawn(answer.outputs[image], answer) if isinstance(answer, Answer) else answer)
+
+
+def _styled(
+    done: Callable[[Drawn | Exception], None], answer: tuple[npt.NDArray[np.uint8], Answer] | GanymedeError
+) -> None:
+    done(answer if isinstance(answer, GanymedeError) else Drawn(*answer))
+
+
+def prepare(
+    model: LoadedModel,
+    seeds: Sequence[int] | None,
+    count: int | None,
+    latents: npt.ArrayLike | None,
+    labels: Labels,
+    truncation: float,
+    max_images: int,
+) -> Rows:
     """Check a request against the manifest and turn it into the graph's inputs.
+
+    At most one of seeds, count and latents is given; none of them draws one seed.
 
     Raises:
         InvalidRequest, TooLarge: names the argument that is wrong, in the words of the HTTP body.
@@ -134,63 +152,66 @@ def prepare(model: LoadedModel, request: Request, max_images: int) -> Rows:
     manifest, wiring = model.manifest, _wiring(model)
     spec = manifest.generate
     assert spec is not None  # the caller has looked at `tasks`
-    seeds, z = _seeds_and_latents(spec, request, max_images)
-    truncation = check_truncation(request.truncation)
+    drawn, z = _seeds_and_latents(spec, seeds, count, latents, max_images)
+    truncation = check_truncation(truncation)
     if truncation != 1.0 and not spec.truncation:
-        raise InvalidRequest(f"truncation: {manifest.ref} takes only 1", field="truncation", allowed=[1])
-    classes = resolve_labels(spec, request.labels, seeds, len(z))
+        raise InvalidRequest(f"truncation: {model.ref} takes only 1", field="truncation", allowed=[1])
+    classes = resolve_labels(spec, labels, drawn, len(z))
     # Where there are styles, they are truncated and not z.
     inputs: dict[str, Array] = {wiring.latent: z if wiring.styled else truncate(z, truncation)}
     names: tuple[str | None, ...] = (None,) * len(z)
     if classes is not None and spec.labels is not None:
-        names = tuple(spec.labels[index] for index in classes)
+        names = tuple([spec.labels[index] for index in classes])
         if wiring.label is not None:
             inputs[wiring.label] = classes
-    asked = request.seeds is not None and seeds is not None
-    key = (tuple(seeds or ()), None if classes is None else classes.tobytes(), truncation) if asked else None
-    return Rows(inputs, tuple(seeds) if seeds is not None else (None,) * len(z), names, truncation, key)
-
-
-_wirings: WeakKeyDictionary[LoadedModel, _Wiring] = WeakKeyDictionary()
+    own = (None,) * len(z) if drawn is None else tuple(drawn)
+    key = None if seeds is None else (own, None if classes is None else classes.tobytes(), truncation)
+    return Rows(inputs, own, names, truncation, key)
 
 
 def _wiring(model: LoadedModel) -> _Wiring:
-    found = _wirings.get(model)
+    found: _Wiring | None = model.wiring
     if found is None and model.manifest.generate is not None and model.manifest.generate.style_layers is not None:
         space = styles.found(model)
-        found = _wirings[model] = _Wiring(space.mapping, space.z, space.label, space.image, styled=True)
+        found = model.wiring = _Wiring(space.mapping, space.z, space.label, space.image, styled=True)
     if found is None:
         name = _graph(model.manifest)
         graph = model.manifest.graphs[name]
         of_kind = {tensor.kind: tensor.name for tensor in graph.inputs}
         image = next(tensor.name for tensor in graph.outputs if tensor.kind == "image")
-        found = _wirings[model] = _Wiring(name, of_kind["latent"], of_kind.get("label"), image)
+        found = model.wiring = _Wiring(name, of_kind["latent"], of_kind.get("label"), image)
     return found
 
 
 def _seeds_and_latents(
-    spec: GenerateSpec, request: Request, max_images: int
+    spec: GenerateSpec,
+    seeds: Sequence[int] | None,
+    count: int | None,
+    latents: npt.ArrayLike | None,
+    max_images: int,
 ) -> tuple[list[int] | None, npt.NDArray[np.float32]]:
     """The seeds (None where latents are given outright) and z, [N, D]."""
-    given = [name for name in ("seeds", "count", "latents") if getattr(request, name) is not None]
-    if len(given) > 1:
+    if (seeds is not None) + (count is not None) + (latents is not None) > 1:
+        pairs = (("seeds", seeds), ("count", count), ("latents", latents))
+        given = [name for name, value in pairs if value is not None]
         raise InvalidRequest(
             f"{given[1]}: give one of seeds, count and latents, not {' and '.join(given)}", field=given[1]
         )
-    if request.latents is not None:
-        z = check_latents(request.latents, spec.latent_dim)
+    if latents is not None:
+        z = check_latents(latents, spec.latent_dim)
         _check_number(len(z), max_images, "latents")
         return None, z
-    if request.seeds is not None:
-        _check_number(len(request.seeds), max_images, "seeds")
-        seeds = [check_seed(seed, field="seeds" if len(request.seeds) > 1 else "seed") for seed in request.seeds]
+    if seeds is not None:
+        _check_number(len(seeds), max_images, "seeds")
+        field = "seeds" if len(seeds) > 1 else "seed"
+        drawn = [check_seed(seed, field=field) for seed in seeds]
     else:
-        count = 1 if request.count is None else request.count
-        if isinstance(count, bool) or not isinstance(count, int):
+        number = 1 if count is None else count
+        if isinstance(number, bool) or not isinstance(number, int):
             raise InvalidRequest(f"count: {count!r} is not a whole number", field="count")
-        _check_number(count, max_images, "count")
-        seeds = [secrets.randbits(32) for _ in range(count)]
-    return seeds, latents_from_seeds(seeds, spec.latent_dim)
+        _check_number(number, max_images, "count")
+        drawn = [secrets.randbits(32) for _ in range(number)]
+    return drawn, latents_from_seeds(drawn, spec.latent_dim)
 
 
 def _check_number(images: int, max_images: int, field: str) -> None:

@@ -7,22 +7,25 @@ model differ by their styles alone. A seed's w is kept: it does not depend on th
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.entries import Answer
+from service.engine.batcher import Batcher
+from service.engine.entries import Answer, Done, Entry
 from service.engine.latents import noise_from_seeds
 from service.engine.repository import LoadedModel
 from service.engine.session import Array
-from service.errors import GraphMismatch
+from service.errors import GanymedeError, GraphMismatch
 from service.manifest import GraphSpec, Manifest, TensorSpec
 
 KEPT_STYLES = 4096
 """w of so many seeds is kept for each model: 1 MB at a length of 64, 8 MB at 512."""
 
 Floats = npt.NDArray[np.float32]
+Told = Callable[[tuple[npt.NDArray[np.uint8], Answer] | GanymedeError], None]
 
 
 @dataclass(frozen=True)
@@ -138,46 +141,108 @@ def _space_and_kept(model: LoadedModel) -> tuple[Space, _Kept]:
     return known
 
 
-async def draw(
-    model: LoadedModel, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float, *,
+def draw(
+    model: LoadedModel, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float, done: Told, *,
     priority: int, deadline_s: float | None, lone: bool,
-) -> tuple[npt.NDArray[np.uint8], Answer]:  # fmt: skip
-    """Images [N, H, W, C], and the answer of the last graph with the time of both.
+) -> Callable[[], None]:  # fmt: skip
+    """Begin to draw the images of one request: w of the seeds that are not known yet, then the images.
 
     Args:
         inputs: of the mapping graph: z [N, D] and perhaps labels [N].
         seeds: whose w is kept; None where z was given.
         truncation: w is pulled towards the mean: 1 leaves it, 0 gives the mean picture.
+        done: told the images [N, H, W, C] and the answer of the last graph with the time of both, or what went wrong.
+
+    Returns:
+        What to call when nobody waits any more.
 
     Raises:
-        Overloaded, NotReady, DeadlineExceeded, RunFailed: see `Batcher.submit`.
+        Overloaded, NotReady, DeadlineExceeded: see `Batcher.enqueue`; `done` is not called.
     """
-    space, kept = _space_and_kept(model)
-    mapped: list[Answer] = []
-    keys = _keys(space, inputs, seeds)
-    missing = [row for row, key in enumerate(keys) if key is None or key not in kept.styles]
-    w = np.empty((len(keys), kept.mean_w.shape[0]), np.float32)
-    for row, key in enumerate(keys):
-        if key is not None and key in kept.styles:
-            kept.styles.move_to_end(key)
-            w[row] = kept.styles[key]
-    if missing:
-        asked = {name: rows if len(missing) == len(rows) else rows[missing] for name, rows in inputs.items()}
-        batcher = model.graphs[space.mapping].batcher
-        mapped.append(await batcher.submit(asked, priority=priority, deadline_s=deadline_s, lone=lone))
-        w[missing] = mapped[0].outputs[space.w]
-        for row in missing:
-            if keys[row] is not None:
-                kept.styles[keys[row]] = w[row].copy()
-        while len(kept.styles) > KEPT_STYLES:
-            kept.styles.popitem(last=False)
-    fed: dict[str, Array] = {space.styles: spread(truncate_styles(w, kept.mean_w, truncation), space.layers)}
-    if space.noise is not None:
-        fed[space.noise] = np.repeat(kept.noise, len(w), axis=0)
-    answer = await model.graphs[space.synthesis].batcher.submit(
-        fed, priority=priority, deadline_s=deadline_s, lone=lone
-    )
-    return answer.outputs[space.image], _together([*mapped, answer])
+    drawing = _Drawing(model, inputs, seeds, truncation, done, partial(_enqueue, priority, deadline_s, lone))
+    drawing.begin()
+    return drawing.withdraw
+
+
+def _enqueue(
+    priority: int, deadline_s: float | None, lone: bool, batcher: Batcher, inputs: dict[str, Array], told: Done
+) -> Entry:
+    return batcher.enqueue(inputs, told, priority=priority, deadline_s=deadline_s, lone=lone)
+
+
+class _Drawing:
+    """One request on its way through both graphs."""
+
+    def __init__(
+        self, model: LoadedModel, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float,
+        done: Told, enqueue: Callable[[Batcher, dict[str, Array], Done], Entry],
+    ) -> None:  # fmt: skip
+        self._model, self._inputs, self._truncation, self._done = model, inputs, truncation, done
+        self._enqueue = enqueue
+        self._space, self._kept = _space_and_kept(model)
+        self._keys = _keys(self._space, inputs, seeds)
+        self._missing = [row for row, key in enumerate(self._keys) if key is None or key not in self._kept.styles]
+        self._w = np.empty((len(self._keys), self._kept.mean_w.shape[0]), np.float32)
+        self._mapped: Answer | None = None
+        self._waits: tuple[Batcher, Entry] | None = None
+        self._withdrawn = False
+
+    def begin(self) -> None:
+        """Take the w that are known, and ask for the others."""
+        for row, key in enumerate(self._keys):
+            if key is not None and key in self._kept.styles:
+                self._kept.styles.move_to_end(key)
+                self._w[row] = self._kept.styles[key]
+        if not self._missing:
+            self._synthesise()
+            return
+        whole = len(self._missing) == len(self._keys)
+        asked = self._inputs if whole else {name: rows[self._missing] for name, rows in self._inputs.items()}
+        batcher = self._model.graphs[self._space.mapping].batcher
+        entry = self._enqueue(batcher, asked, self._take_styles)
+        if self._waits is None:  # else a short run is over already, and its successor waits
+            self._waits = (batcher, entry)
+
+    def withdraw(self) -> None:
+        """Nobody waits any more."""
+        self._withdrawn = True
+        if self._waits is not None:
+            batcher, entry = self._waits
+            batcher.withdraw(entry)
+
+    def _take_styles(self, answer: Answer | GanymedeError) -> None:
+        if not isinstance(answer, Answer):
+            self._done(answer)
+            return
+        self._mapped, kept = answer, self._kept.styles
+        self._w[self._missing] = answer.outputs[self._space.w]
+        for row in self._missing:
+            if self._keys[row] is not None:
+                kept[self._keys[row]] = self._w[row].copy()
+        while len(kept) > KEPT_STYLES:
+            kept.popitem(last=False)
+        if self._withdrawn:
+            return
+        try:
+            self._synthesise()
+        except GanymedeError as error:  # refused only now: the second queue is another one
+            self._done(error)
+
+    def _synthesise(self) -> None:
+        space, kept = self._space, self._kept
+        styles = spread(truncate_styles(self._w, kept.mean_w, self._truncation), space.layers)
+        fed: dict[str, Array] = {space.styles: styles}
+        if space.noise is not None:
+            fed[space.noise] = np.repeat(kept.noise, len(self._w), axis=0)
+        batcher = self._model.graphs[space.synthesis].batcher
+        self._waits = (batcher, self._enqueue(batcher, fed, self._finish))
+
+    def _finish(self, answer: Answer | GanymedeError) -> None:
+        if not isinstance(answer, Answer):
+            self._done(answer)
+            return
+        both = [one for one in (self._mapped, answer) if one is not None]
+        self._done((answer.outputs[self._space.image], _together(both)))
 
 
 def _keys(space: Space, inputs: dict[str, Array], seeds: Sequence[int | None]) -> list[Hashable]:

@@ -68,7 +68,7 @@ async def test_a_short_run_of_a_lone_request_needs_no_lane():
     ("count", "lone", "lone_s"), [(1, False, 0.002), (1, True, 0.0), (3, True, 0.002)], ids=["told", "off", "long"]
 )
 async def test_any_other_gets_a_lane(count, lone, lone_s):
-    bench = Bench(lone_s=lone_s, row_s=0.001)
+    bench = Bench(lone_s=lone_s, row_s=0.0011)
     task = bench.send(range(count), lone=lone)
     await settle()
     assert bench.lanes[0].job is not None
@@ -77,7 +77,7 @@ async def test_any_other_gets_a_lane(count, lone, lone_s):
 
 
 async def test_nothing_runs_on_the_loop_while_a_lane_runs_or_others_wait():
-    bench = Bench(lone_s=0.002, row_s=0.001)
+    bench = Bench(lone_s=0.002, row_s=0.0011)
     first = bench.send([1])
     await settle()
     second = bench.send([2], lone=True)
@@ -88,6 +88,19 @@ async def test_nothing_runs_on_the_loop_while_a_lane_runs_or_others_wait():
     assert [task.result().outputs["y"][0, 0] for task in (first, second, third)] == [3, 5, 7]
 
 
+async def test_a_very_short_run_of_several_requests_needs_no_lane_either():
+    bench = Bench(lanes=2, max_batch=3, lone_s=0.002, row_s=0.0003)
+    tasks = [bench.send([value]) for value in range(7)]
+    turns = 0
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        turns += 1
+    assert bench.session.batches == [[0, 1, 2], [3, 4, 5], [6]], "together, and no longer at a time than the cap allows"
+    assert turns >= 3, "the loop has its turn between two runs"
+    assert all(lane.job is None for lane in bench.lanes) and bench.at_rest()
+    assert [task.result().outputs["y"][0, 0] for task in tasks] == [1, 3, 5, 7, 9, 11, 13]
+
+
 @pytest.mark.parametrize("kind", POISONS)
 async def test_a_poisoned_row_on_the_loop_is_its_own_error(kind):
     bench = Bench(lone_s=60.0, row_s=0.001)  # however long the first takes, the second is short enough
@@ -95,6 +108,16 @@ async def test_a_poisoned_row_on_the_loop_is_its_own_error(kind):
         await bench.batcher.submit(rows([1], poison=kind), lone=True)
     assert bench.at_rest()
     assert (await bench.batcher.submit(rows([1]), lone=True)).outputs["y"].tolist() == [[3, 3]]
+
+
+async def test_one_poisoned_row_on_the_loop_harms_no_other():
+    bench = Bench(max_batch=8, lone_s=0.002, row_s=0.0001)
+    good = [bench.send([value]) for value in range(3)]
+    bad = bench.send([9], poison="raises")
+    results = await asyncio.gather(*good, bad, return_exceptions=True)
+    assert isinstance(results[-1], RunFailed)
+    assert [answer.outputs["y"][0, 0] for answer in results[:-1]] == [1, 3, 5]
+    assert bench.lanes[0].job is None and bench.at_rest()
 
 
 async def test_requests_of_one_turn_ride_together_and_later_ones_wait_for_the_lane():

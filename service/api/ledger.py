@@ -1,0 +1,95 @@
+"""Each request's record, whichever way it is served: opened with its ids, told in its answer's head, closed once."""
+
+import re
+from collections.abc import Callable
+from random import Random
+from time import perf_counter
+
+from service.api.plain import Headers
+from service.api.record import Record, publish
+from service.metrics import Metrics
+
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+ALONE_S = 0.02
+"""A client counts as alone when no other connection has sent a request for so long.
+
+Requests in flight do not tell: one that never leaves the event loop is over before the next is read.
+"""
+
+_NOT_ZERO = 1 << 191 | 1
+"""Neither half of what is drawn for trace and span may be zero."""
+
+_random = Random().getrandbits  # seeded by the system; ids need be unique, not secret
+
+
+class Ledger:
+    """The requests of one app.
+
+    W3C Trace Context: a valid `traceparent` is taken up, else a trace begins here; the answer's `traceparent` names
+    this server's span in it, which the log line has too.
+
+    An `X-Request-Id` of up to 128 plain characters is kept, so that one id follows a request through many services;
+    anything else is replaced, since it ends in logs.
+
+    Args:
+        metrics: counts requests in flight and those that are over.
+        access_log: whether each request is a line in the log.
+        draining: whether the server is about to stop; its answers then end their connections.
+    """
+
+    def __init__(self, metrics: Metrics, access_log: bool, draining: Callable[[], bool]) -> None:
+        self._metrics = metrics
+        self._access_log = access_log
+        self.draining = draining
+        self._client: object = None
+        self._alone_from = 0.0
+
+    def open(self, method: str, path: str, headers: Headers, client: object, started: float | None = None) -> Record:
+        """Begin a request's record and count the request as in flight.
+
+        Args:
+            path: percent-encoded, without the query.
+            client: by which the requests of one connection are known.
+            started: `perf_counter()` when its head was complete; now where it is not given.
+        """
+        drawn = f"{_random(192) | _NOT_ZERO:048x}"
+        span_id, trace_id, trace_flags = drawn[32:], drawn[:32], "00"
+        request_id = span_id
+        if (given := headers.first(b"x-request-id")) is not None:
+            text = given.decode("latin-1")
+            request_id = text if _SANE_ID.fullmatch(text) else span_id
+        parent = headers.first(b"traceparent")
+        if parent is not None and (traced := _TRACEPARENT.fullmatch(parent)):
+            trace_id, trace_flags = traced[1].decode("ascii"), traced[2].decode("ascii")
+        record = Record(
+            request_id=request_id,
+            method=method,
+            path=path[:256],
+            trace_id=trace_id,
+            span_id=span_id,
+            trace_flags=trace_flags,
+            started=perf_counter() if started is None else started,
+        )
+        self._metrics.in_flight += 1
+        if client != self._client:
+            self._client, self._alone_from = client, record.started + ALONE_S
+        record.lone = self._metrics.in_flight == 1 and record.started >= self._alone_from
+        return record
+
+    def headers(self, record: Record) -> list[tuple[bytes, bytes]]:
+        """What the head of every answer ends with: id, timings so far, trace context."""
+        told = [
+            (b"x-request-id", record.request_id.encode("ascii")),
+            (b"server-timing", record.server_timing().encode("ascii")),
+            (b"traceparent", record.traceparent().encode("ascii")),
+        ]
+        if self.draining():  # else the client sends its next request down a connection about to close
+            told.append((b"connection", b"close"))
+        return told
+
+    def close(self, record: Record) -> None:
+        """The request is over; without a status its client has left."""
+        self._metrics.in_flight -= 1
+        record.status = record.status or 499
+        publish(record, self._metrics, log=self._access_log)
