@@ -1,4 +1,4 @@
-"""Command line of the training half: `python -m training data | train | evaluate | export | families`."""
+"""Command line of the training half: `python -m training data | train | recolour | evaluate | export | families`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 COMMANDS = {
     "data": "fetch and prepare a named public set, or check your own images",
     "train": "train a family on a data set",
+    "recolour": "fit the colours of a trained palette to the data, as a run of its own",
     "evaluate": "judge a run on held-out images, beside its bounds",
     "export": "write a run's generator into the models' folder, where a server picks it up",
     "families": "list families, recipes and objectives",

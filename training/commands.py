@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,11 @@ def train(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`python -m training evaluate`: judge a run on held-out images, into its evaluation.json and .md."""
     return _guarded("evaluate", _evaluate, argv)
+
+
+def recolour(argv: Sequence[str]) -> int:
+    """`python -m training recolour`: fit the colours of a run's palette, into a run of its own."""
+    return _guarded("recolour", _recolour, argv)
 
 
 def export(argv: Sequence[str]) -> int:
@@ -204,6 +210,36 @@ def _evaluate(argv: Sequence[str]) -> int:
     write_atomically(run.directory / "evaluation.json", json.dumps(document, indent=1).encode() + b"\n")
     write_atomically(run.directory / "evaluation.md", document["table"].encode())
     print(document["table"])
+    return 0
+
+
+def _recolour(argv: Sequence[str]) -> int:
+    from training.recolour import STEPS
+    from training.recolour import recolour as fitted
+
+    parser = argparse.ArgumentParser(prog="python -m training recolour")
+    parser.add_argument("--run", required=True, help="the run's directory")
+    parser.add_argument("--out", required=True, help="the new run's directory")
+    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of 256 images (default: {STEPS})")
+    parser.add_argument("--data", help="the data set, where it is not the one that the run was trained on")
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    out = Path(args.out)
+    if (out / "last.pt").exists():
+        raise RecipeError(f"{out} already holds a run: name another --out")
+    run = exporting.read_run(Path(args.run), args.checkpoint)
+    data, started = _data_of(run, args), time.monotonic()
+    generator = fitted(
+        run.nets["generator"], run.recipe.latent_dim, data.train, steps=args.steps, seed=run.facts["seed"], say=print
+    )
+    state = checkpoint.load(run.directory / f"{args.checkpoint}.pt")
+    state |= {"ema": generator.state_dict(), "seconds": state["seconds"] + time.monotonic() - started}
+    checkpoint.save(out / "last.pt", {name: value for name, value in state.items() if name != "format"})
+    facts = {**run.facts, "recoloured": {"steps": args.steps}}
+    write_atomically(out / "recipe.json", json.dumps(facts, indent=1).encode() + b"\n")
     return 0
 
 

@@ -190,7 +190,7 @@ class _ColourHead(nn.Conv2d):
         return torch.tanh(super().forward(x))
 
 
-LEARNT_SHARPNESS, DRAWN_SHARPNESS = 16.0, 32.0
+LEARNT_SHARPNESS, DRAWN_SHARPNESS = 16.0, 28.0
 """Factors on a palette head's logits. At the first, training settles on mixtures that are softer than drawings are."""
 
 
