@@ -108,8 +108,8 @@ class Recipe:
     """CycleGAN: D also sees one of so many earlier fakes in half of the cases (arXiv:1612.07828); 0 is off."""
 
     feature_weight: float = 0.0
-    """Weight in G's loss of further discriminators on frozen VGG16 features (arXiv:2111.01007); 0 is off. They know at
-    once what a new discriminator of pixels has to learn; 0.3 to 1, convolutional discriminators only."""
+    """Weight in G's loss of further discriminators on frozen VGG16 features (arXiv:2111.01007); 0 is off; 0.3 to 1. For
+    photographs; on the drawn faces at 32 px they learnt slowly (62 pairs of 100 told apart after 15 kimg)."""
     class_weight: float = 0.0
     """Weight of AC-GAN's classifier (arXiv:1610.09585): D learns real images' classes, G is asked to be recognised.
     Makes labels mean more and samples more alike; 0.1 to 0.5, conditional convolutional nets only."""
