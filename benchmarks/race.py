@@ -12,6 +12,7 @@ first use in .venv-peers (some minutes).
 import argparse
 import io
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.load import Period, closed_loop
-from benchmarks.peers.drawing import Generators
+from benchmarks.peers.drawing import Generators, draws
 from benchmarks.processes import NotReady, free_port, ganymede, picture, running
 from benchmarks.server import machine
 
@@ -139,7 +140,8 @@ def main() -> None:
     parser.add_argument("--racers", help=f"these alone, separated by semicolons: {'; '.join(r.name for r in RACERS)}")
     parser.add_argument("--append", type=Path, help="a Markdown file to append the tables to")
     arguments = parser.parse_args()
-    models = sorted({path.parent.parent.name for path in arguments.models.glob("*/*/manifest.json")})
+    manifests = arguments.models.glob("*/*/manifest.json")
+    models = sorted({path.parent.parent.name for path in manifests if draws(json.loads(path.read_text()))})
     if arguments.only:
         models = chosen(models, arguments.only.split(","), "--only")
     names = [racer.name for racer in RACERS]

@@ -8,8 +8,9 @@ import io
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,13 +23,19 @@ BATCH = int(os.environ.get("PEER_BATCH", "1"))
 """Most requests drawn in one run; 1 turns the peer's dynamic batching off."""
 
 
+def draws(manifest: Mapping[str, Any]) -> bool:
+    """Whether the model draws images from latents: the others take a picture, which is another race."""
+    return "generate" in manifest["tasks"]
+
+
 class Generators:
-    """The newest version of every model of a folder."""
+    """The newest version of every model of a folder that draws images from latents."""
 
     def __init__(self, folder: Path) -> None:
         versions: dict[str, Path] = {}
         for path in sorted(folder.glob("*/*/manifest.json"), key=lambda found: int(found.parent.name)):
-            versions[path.parent.parent.name] = path.parent
+            if draws(json.loads(path.read_text())):
+                versions[path.parent.parent.name] = path.parent
         self._models = {name: _Generator(path) for name, path in versions.items()}
 
     def draw(self, asked: Sequence[tuple[str, int]]) -> list[bytes]:
