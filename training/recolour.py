@@ -7,7 +7,6 @@ distance between distributions, so that no colour is pulled towards the mean, an
 """
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +100,7 @@ def _distance(drawn: Tensor, real: Tensor, random: torch.Generator) -> Tensor:
     """Sliced Wasserstein distance of order 1 of images [N, C, H, W], summed over the resolutions; a scalar."""
     terms = []
     for pool in _POOLS:
-        if math.gcd(drawn.shape[2], pool) == pool:
+        if drawn.shape[2] % pool == 0:
             a, b = (F.avg_pool2d(images, pool).flatten(1) for images in (drawn, real))
             directions = torch.randn(a.shape[1], DIRECTIONS, generator=random)
             directions = directions / directions.norm(dim=0)

@@ -46,13 +46,13 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class _Wiring:
-    """Which graph draws and the names of its tensors; `styled`: it is the mapping, and `styles` knows the rest."""
+    """Which graph draws and the names of its tensors; `styled`: the space of styles, whose mapping that graph is."""
 
     graph: str
     latent: str
     label: str | None
     image: str
-    styled: bool = False
+    styled: styles.Styles | None = None
 
 
 def check(manifest: Manifest) -> None:
@@ -112,9 +112,9 @@ def draw(
         Overloaded, NotReady, DeadlineExceeded: see `Batcher.submit`.
     """
     wiring = _wiring(model)
-    if wiring.styled:
+    if wiring.styled is not None:
         return styles.draw(
-            model, rows.inputs, rows.seeds, rows.truncation, partial(_styled, done), priority=priority,
+            model, wiring.styled, rows.inputs, rows.seeds, rows.truncation, partial(_styled, done), priority=priority,
             deadline_s=deadline_s, lone=lone,
         )  # fmt: skip
     batcher = model.graphs[wiring.graph].batcher
@@ -158,7 +158,7 @@ def prepare(
         raise InvalidRequest(f"truncation: {model.ref} takes only 1", field="truncation", allowed=[1])
     classes = resolve_labels(spec, labels, drawn, len(z))
     # Where there are styles, they are truncated and not z.
-    inputs: dict[str, Array] = {wiring.latent: z if wiring.styled else truncate(z, truncation)}
+    inputs: dict[str, Array] = {wiring.latent: z if wiring.styled is not None else truncate(z, truncation)}
     names: tuple[str | None, ...] = (None,) * len(z)
     if classes is not None and spec.labels is not None:
         names = tuple([spec.labels[index] for index in classes])
@@ -172,8 +172,9 @@ def prepare(
 def _wiring(model: LoadedModel) -> _Wiring:
     found: _Wiring | None = model.wiring
     if found is None and model.manifest.generate is not None and model.manifest.generate.style_layers is not None:
-        space = styles.found(model)
-        found = model.wiring = _Wiring(space.mapping, space.z, space.label, space.image, styled=True)
+        styled = styles.styles_of(model)
+        space = styled.space
+        found = model.wiring = _Wiring(space.mapping, space.z, space.label, space.image, styled)
     if found is None:
         name = _graph(model.manifest)
         graph = model.manifest.graphs[name]

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -45,15 +44,14 @@ class Space:
 
 
 @dataclass
-class _Kept:
-    """A loaded model's mean w [D], constant noise [1, K] and the w of seeds asked for lately, the last one last."""
+class Styles:
+    """A loaded model's space, its mean w [D], constant noise [1, K] and the w of seeds asked for lately, the last one
+    last."""
 
+    space: Space
     mean_w: Floats
     noise: Floats
-    styles: OrderedDict[Hashable, Floats] = field(default_factory=OrderedDict)
-
-
-_spaces: WeakKeyDictionary[LoadedModel, tuple[Space, _Kept]] = WeakKeyDictionary()
+    known: OrderedDict[Hashable, Floats] = field(default_factory=OrderedDict)
 
 
 def space_of(manifest: Manifest) -> Space:
@@ -126,28 +124,23 @@ def _first(tensors: Sequence[TensorSpec], kind: str) -> TensorSpec:
     return _of(tensors, kind)[0]
 
 
-def found(model: LoadedModel) -> Space:
-    """The space of a loaded model."""
-    return _space_and_kept(model)[0]
-
-
-def _space_and_kept(model: LoadedModel) -> tuple[Space, _Kept]:
-    if (known := _spaces.get(model)) is None:
-        space, spec = space_of(model.manifest), model.manifest.generate
-        assert spec is not None
-        noise = noise_from_seeds([0], spec.latent_dim, space.noise_dim)
-        noise.setflags(write=False)  # shared by all requests
-        known = _spaces[model] = (space, _Kept(model.arrays["mean_w"].astype(np.float32), noise))
-    return known
+def styles_of(model: LoadedModel) -> Styles:
+    """What a loaded model's requests share."""
+    space, spec = space_of(model.manifest), model.manifest.generate
+    assert spec is not None
+    noise = noise_from_seeds([0], spec.latent_dim, space.noise_dim)
+    noise.setflags(write=False)  # shared by all requests
+    return Styles(space, model.arrays["mean_w"].astype(np.float32), noise)
 
 
 def draw(
-    model: LoadedModel, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float, done: Told, *,
-    priority: int, deadline_s: float | None, lone: bool,
+    model: LoadedModel, styles: Styles, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float,
+    done: Told, *, priority: int, deadline_s: float | None, lone: bool,
 ) -> Callable[[], None]:  # fmt: skip
     """Begin to draw the images of one request: w of the seeds that are not known yet, then the images.
 
     Args:
+        styles: the model's own, from `styles_of`.
         inputs: of the mapping graph: z [N, D] and perhaps labels [N].
         seeds: whose w is kept; None where z was given.
         truncation: w is pulled towards the mean: 1 leaves it, 0 gives the mean picture.
@@ -159,30 +152,24 @@ def draw(
     Raises:
         Overloaded, NotReady, DeadlineExceeded: see `Batcher.enqueue`; `done` is not called.
     """
-    drawing = _Drawing(model, inputs, seeds, truncation, done, partial(_enqueue, priority, deadline_s, lone))
+    enqueue = partial(Batcher.enqueue, priority=priority, deadline_s=deadline_s, lone=lone)
+    drawing = _Drawing(model, styles, inputs, seeds, truncation, done, enqueue)
     drawing.begin()
     return drawing.withdraw
-
-
-def _enqueue(
-    priority: int, deadline_s: float | None, lone: bool, batcher: Batcher, inputs: dict[str, Array], told: Done
-) -> Entry:
-    return batcher.enqueue(inputs, told, priority=priority, deadline_s=deadline_s, lone=lone)
 
 
 class _Drawing:
     """One request on its way through both graphs."""
 
     def __init__(
-        self, model: LoadedModel, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float,
-        done: Told, enqueue: Callable[[Batcher, dict[str, Array], Done], Entry],
+        self, model: LoadedModel, styles: Styles, inputs: dict[str, Array], seeds: Sequence[int | None],
+        truncation: float, done: Told, enqueue: Callable[[Batcher, dict[str, Array], Done], Entry],
     ) -> None:  # fmt: skip
         self._model, self._inputs, self._truncation, self._done = model, inputs, truncation, done
-        self._enqueue = enqueue
-        self._space, self._kept = _space_and_kept(model)
+        self._enqueue, self._styles, self._space = enqueue, styles, styles.space
         self._keys = _keys(self._space, inputs, seeds)
-        self._missing = [row for row, key in enumerate(self._keys) if key is None or key not in self._kept.styles]
-        self._w = np.empty((len(self._keys), self._kept.mean_w.shape[0]), np.float32)
+        self._missing = [row for row, key in enumerate(self._keys) if key is None or key not in styles.known]
+        self._w = np.empty((len(self._keys), styles.mean_w.shape[0]), np.float32)
         self._mapped: Answer | None = None
         self._waits: tuple[Batcher, Entry] | None = None
         self._withdrawn = False
@@ -190,9 +177,9 @@ class _Drawing:
     def begin(self) -> None:
         """Take the w that are known, and ask for the others."""
         for row, key in enumerate(self._keys):
-            if key is not None and key in self._kept.styles:
-                self._kept.styles.move_to_end(key)
-                self._w[row] = self._kept.styles[key]
+            if key is not None and key in self._styles.known:
+                self._styles.known.move_to_end(key)
+                self._w[row] = self._styles.known[key]
         if not self._missing:
             self._synthesise()
             return
@@ -214,13 +201,13 @@ class _Drawing:
         if not isinstance(answer, Answer):
             self._done(answer)
             return
-        self._mapped, kept = answer, self._kept.styles
+        self._mapped, known = answer, self._styles.known
         self._w[self._missing] = answer.outputs[self._space.w]
         for row in self._missing:
             if self._keys[row] is not None:
-                kept[self._keys[row]] = self._w[row].copy()
-        while len(kept) > KEPT_STYLES:
-            kept.popitem(last=False)
+                known[self._keys[row]] = self._w[row].copy()
+        while len(known) > KEPT_STYLES:
+            known.popitem(last=False)
         if self._withdrawn:
             return
         try:
@@ -229,11 +216,11 @@ class _Drawing:
             self._done(error)
 
     def _synthesise(self) -> None:
-        space, kept = self._space, self._kept
-        styles = spread(truncate_styles(self._w, kept.mean_w, self._truncation), space.layers)
+        space, shared = self._space, self._styles
+        styles = spread(truncate_styles(self._w, shared.mean_w, self._truncation), space.layers)
         fed: dict[str, Array] = {space.styles: styles}
         if space.noise is not None:
-            fed[space.noise] = np.repeat(kept.noise, len(self._w), axis=0)
+            fed[space.noise] = np.repeat(shared.noise, len(self._w), axis=0)
         batcher = self._model.graphs[space.synthesis].batcher
         self._waits = (batcher, self._enqueue(batcher, fed, self._finish))
 
