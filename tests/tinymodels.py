@@ -22,11 +22,19 @@ SAMPLES_PNG = (
 
 
 def tiny_graph(
-    *, channels: int, latent_dim: int = 8, classes: int = 0, side: int = 8, seed: int = 0, poison: bool = False
+    *,
+    channels: int,
+    latent_dim: int = 8,
+    classes: int = 0,
+    side: int = 8,
+    seed: int = 0,
+    poison: bool = False,
+    weighed: bool = False,
 ) -> bytes:
     """A generator of two layers with a transposed convolution: float latent in, uint8 NHWC image out.
 
     Args:
+        weighed: the label is a weight for each class rather than an index.
         poison: adds a float32 output `score`, the logarithm of the latent's first number: NaN where it is negative.
     """
     rng = np.random.RandomState(seed)
@@ -45,11 +53,10 @@ def tiny_graph(
     nodes, inputs, first = [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", latent_dim])], "z"
     outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, channels])]
     if classes:
-        inputs.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]))
-        nodes += [
-            helper.make_node("Gather", ["embedding", "label"], ["embedded"]),
-            helper.make_node("Add", ["z", "embedded"], ["joined"]),
-        ]
+        shape = (TensorProto.FLOAT, ["batch", classes]) if weighed else (TensorProto.INT64, ["batch"])
+        inputs.append(helper.make_tensor_value_info("label", *shape))
+        embed = ("MatMul", ["label", "embedding"]) if weighed else ("Gather", ["embedding", "label"])
+        nodes += [helper.make_node(*embed, ["embedded"]), helper.make_node("Add", ["z", "embedded"], ["joined"])]
         first = "joined"
     nodes += [
         helper.make_node("Gemm", [first, "w1", "b1"], ["h1"]),
@@ -79,19 +86,27 @@ def tiny_graph(
 
 
 def tiny_draft(
-    name: str, *, channels: int, latent_dim: int = 8, labels: tuple[str, ...] | None = None, side: int = 8
+    name: str,
+    *,
+    channels: int,
+    latent_dim: int = 8,
+    labels: tuple[str, ...] | None = None,
+    side: int = 8,
+    weighed: bool = False,
+    directions: tuple[str, ...] = (),
 ) -> ManifestDraft:
     """The manifest that fits `tiny_graph`'s."""
     inputs = [TensorSpec(name="z", kind="latent", dtype="float32", shape=("batch", latent_dim))]
     if labels:
-        inputs.append(TensorSpec(name="label", kind="label", dtype="int64", shape=("batch",)))
+        dtype, shape = ("float32", ("batch", len(labels))) if weighed else ("int64", ("batch",))
+        inputs.append(TensorSpec(name="label", kind="label", dtype=dtype, shape=shape))
     image = TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", side, side, channels))
     return ManifestDraft(
         name=name,
         family="tiny",
         tasks=(Task.GENERATE,),
         graphs={"generator": GraphDraft(opset=OPSET, inputs=tuple(inputs), outputs=(image,))},
-        generate=GenerateSpec(latent_dim=latent_dim, labels=labels),
+        generate=GenerateSpec(latent_dim=latent_dim, labels=labels, directions=directions),
         provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
         license="Apache-2.0",
         paper="none",
@@ -116,16 +131,23 @@ def write_tiny(
     side: int = 8,
     seed: int = 0,
     version: int | None = None,
+    weighed: bool = False,
+    directions: tuple[str, ...] = (),
 ) -> Path:
-    """Write one version of a tiny generator; other weights for every `seed`."""
-    graph = tiny_graph(channels=channels, latent_dim=latent_dim, classes=len(labels or ()), side=side, seed=seed)
+    """Write one version of a tiny generator; other weights for every `seed`. `weighed`: see `tiny_graph`."""
+    shape = {"channels": channels, "latent_dim": latent_dim, "side": side}
+    graph = tiny_graph(**shape, classes=len(labels or ()), seed=seed, weighed=weighed)
     inputs: dict[str, np.ndarray] = {"z": latents_from_seeds([0, 1, 2, 3], latent_dim)}
     if labels:
         inputs["label"] = np.arange(4, dtype=np.int64) % len(labels)
+        if weighed:
+            inputs["label"] = np.eye(len(labels), dtype=np.float32)[inputs["label"]]
+    vectors = np.random.RandomState(7).randn(len(directions), latent_dim).astype(np.float32)
     return write_package(
         root,
-        tiny_draft(name, channels=channels, latent_dim=latent_dim, labels=labels, side=side),
+        tiny_draft(name, labels=labels, weighed=weighed, directions=directions, **shape),
         graphs={"generator": graph},
+        arrays={"directions": vectors} if directions else None,
         golden=golden_of(graph, inputs),
         card=f"# {name}\n",
         samples_png=SAMPLES_PNG,
@@ -274,8 +296,13 @@ def write_tiny_style(
     labels: tuple[str, ...] | None = None,
     noise: bool = True,
     arrays: Mapping[str, np.ndarray] | None = None,
+    directions: tuple[str, ...] = (),
 ) -> Path:
-    """Write a model with a space of styles, 8x8x3; its mean w is 0.1, 0.2, ..."""
+    """Write a model with a space of styles, 8x8x3; its mean w is 0.1, 0.2, ...
+
+    Args:
+        directions: names of as many random directions.
+    """
     graphs = style_graphs(classes=len(labels or ()), noise=noise)
     random, golden = np.random.RandomState(0), {}
     feeds: dict[str, dict[str, np.ndarray]] = {
@@ -306,18 +333,21 @@ def write_tiny_style(
         family="tiny",
         tasks=(Task.GENERATE,),
         graphs={g: GraphDraft(opset=OPSET, inputs=tuple(inputs[g]), outputs=(outputs[g],)) for g in graphs},
-        generate=GenerateSpec(latent_dim=8, labels=labels, style_layers=STYLE_LAYERS),
+        generate=GenerateSpec(latent_dim=8, labels=labels, style_layers=STYLE_LAYERS, directions=directions),
         provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
         license="Apache-2.0",
         paper="none",
     )
     mean = np.arange(1, STYLE_DIM + 1, dtype=np.float32) / 10
+    own = {"mean_w": mean}
+    if directions:
+        own["directions"] = np.random.RandomState(7).randn(len(directions), STYLE_DIM).astype(np.float32)
     return write_package(
         root,
         draft,
         graphs=graphs,
         golden=golden,
-        arrays={"mean_w": mean} if arrays is None else arrays,
+        arrays=own if arrays is None else arrays,
         card=f"# {name}\n",
         samples_png=SAMPLES_PNG,
     )

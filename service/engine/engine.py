@@ -30,16 +30,19 @@ from service.engine.flights import Flights
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
+from service.engine.pipelines import steered
 from service.engine.pipelines import translate as translating
 from service.engine.pipelines import upscale as upscaling
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
+from service.engine.pipelines.rows import Labels, Rows
 from service.engine.profile import Plan
 from service.engine.repository import LoadedModel, Repository
 from service.engine.stats import BatcherStats, sum_stats
+from service.engine.steering import Steering
 from service.errors import DeadlineExceeded, FileInvalid, InvalidRequest, NotReady, TaskNotServed
 from service.manifest import Manifest, Task
 
-__all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "Timings"]
+__all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "Steering", "Timings"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,12 @@ class Generated(NamedTuple):
     timings: Timings
     coalesced: bool = False
     """Whether an equal request that was under way drew them."""
+    latents: npt.NDArray[np.float32] | None = None
+    """What was drawn, truncated and steered: z [N, latent_dim], or w+ [N, layers, D] of a model with styles. Given back
+    as latents with truncation 1 and the same noise it is the same images."""
+    recipes: tuple[Mapping[str, object], ...] | None = None
+    """What it takes beyond seed, label and truncation to ask for each image again, in the words of the HTTP body; None
+    where nothing was steered."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,8 @@ class ModelInfo:
     plans: Mapping[str, Plan]
     """How each graph is run."""
     state: Literal["serving", "draining"]
+    directions: tuple[str, ...] = ()
+    """Names of the directions that its latents can be moved along."""
 
     @property
     def ref(self) -> str:
@@ -166,13 +177,14 @@ class Engine:
         seeds: Sequence[int] | None = None,
         count: int | None = None,
         latents: npt.ArrayLike | None = None,
-        labels: generating.Labels = None,
+        labels: Labels = None,
         truncation: float = 1.0,
+        steering: Steering | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
     ) -> Generated:
-        """Draw one image per seed, per drawn seed, or per latent.
+        """Draw one image per seed, per drawn seed, per latent, or per mix.
 
         Args:
             model: `name` (its newest loaded version) or `name@version`.
@@ -181,6 +193,7 @@ class Engine:
             latents: [N, latent_dim] numbers given outright. Give one of seeds, count and latents, or none for one seed.
             labels: a name or an index for all images, or one for each; None lets each seed decide.
             truncation: 0 to 2; below 1 less variety and more typical pictures.
+            steering: mixes, directions and the like: `Steering.of(directions={"sefa_1": 2.0})`.
             priority: 1 (first) to 9.
             timeout_s: seconds from now after which nobody wants the answer; None waits for as long as it takes.
             lone: the caller knows of no other request that is being answered: a short run then needs no other thread.
@@ -208,6 +221,7 @@ class Engine:
             latents=latents,
             labels=labels,
             truncation=truncation,
+            steering=steering,
             priority=priority,
             timeout_s=timeout_s,
             lone=lone,
@@ -226,8 +240,9 @@ class Engine:
         seeds: Sequence[int] | None = None,
         count: int | None = None,
         latents: npt.ArrayLike | None = None,
-        labels: generating.Labels = None,
+        labels: Labels = None,
         truncation: float = 1.0,
+        steering: Steering | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
@@ -246,7 +261,7 @@ class Engine:
         """
         loaded = self._serving(model, Task.GENERATE)
         _check_schedule(priority, timeout_s)
-        rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images)
+        rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images, steering)
         began_s = asyncio.get_running_loop().time()
         deadline_s = None if timeout_s is None else began_s + timeout_s
         drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone)
@@ -404,7 +419,7 @@ class _Drawing:
     def __init__(
         self,
         model: LoadedModel,
-        rows: generating.Rows,
+        rows: Rows,
         done: Callable[[Generated | Exception], None],
         priority: int,
         began_s: float,
@@ -424,8 +439,8 @@ class _Drawing:
         if isinstance(outcome, generating.Drawn):
             shared_s = asyncio.get_running_loop().time() - self._began_s if coalesced else None
             timings = _timings(outcome.answer, shared_s)
-            images = outcome.images
-            self._done(Generated(images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced))
+            drawn = (outcome.images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced)
+            self._done(Generated(*drawn, outcome.latents, rows.recipes))
         elif isinstance(outcome, TimeoutError):
             self._done(DeadlineExceeded(f"{model.ref}: not finished before the deadline"))
         else:
@@ -481,4 +496,5 @@ def _new_info(model: LoadedModel) -> ModelInfo:
         provider_notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.notes)),
         plans={name: graph.plan for name, graph in model.graphs.items()},
         state=model.state,
+        directions=tuple(steered.directions_of(model)),
     )
