@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.api import edits, pages, problems, routes, schemas
+from service.api import answers, edits, pages, problems, routes, schemas
 from service.api.direct import Direct
 from service.api.fast import Front
 from service.api.ledger import Ledger
@@ -145,7 +145,7 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         document = original()
         components = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (schemas.GenerateRequest, schemas.GenerateResponse, schemas.Problem):
+        for model in (schemas.GenerateRequest, answers.GenerateResponse, answers.Problem):
             if model.__name__ not in components:
                 schema = model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
                 components.update(schema.pop("$defs", {}))

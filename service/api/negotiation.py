@@ -9,8 +9,8 @@ from service.api.faults import NotAcceptable
 from service.api.plain import Headers
 from service.imaging import FORMATS
 
-JSON, ZIP = "application/json", "application/zip"
-_TYPES = {"json": JSON, "zip": ZIP}
+JSON, ZIP, NPY = "application/json", "application/zip", "application/x-npy"
+_TYPES = {"json": JSON, "zip": ZIP, "npy": NPY}
 
 CACHED_CHARACTERS = 256
 """Of an `Accept` header: longer ones are read anew each time, so that nobody fills memory with them."""
@@ -18,7 +18,7 @@ CACHED_CHARACTERS = 256
 
 @dataclass(frozen=True)
 class Form:
-    """How pictures come: `shape` is image, json, zip or grid; `fmt` a key of FORMATS."""
+    """How pictures come: `shape` is image, json, zip, grid or npy; `fmt` a key of FORMATS."""
 
     shape: str
     fmt: str

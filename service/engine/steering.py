@@ -204,10 +204,12 @@ def read_source(fields: Mapping[str, Any], where: str, top: str) -> Source:
     if seed is not None:
         if fields.get("space") is not None:
             raise InvalidRequest(f"{where}.space: is that of a latent; a seed has none", field=top)
-        return Source(_within(lambda: check_seed(seed, field=f"{where}.seed"), top), label=label)
+        try:
+            return Source(check_seed(seed, field=f"{where}.seed"), label=label)
+        except InvalidRequest as error:  # the place stands in the detail
+            raise InvalidRequest(error.detail, field=top) from None
     space = _one_of(fields.get("space", "z"), f"{where}.space", SPACES, top)
-    given = _within(lambda: latent_of(latent, f"{where}.latent"), top)
-    return Source(None, given, space, label)
+    return Source(None, latent_of(latent, f"{where}.latent"), space, label)
 
 
 def read_styles(value: object) -> tuple[Layered, ...]:
@@ -370,11 +372,3 @@ def _object(value: object, where: str, known: Sequence[str], top: str) -> Mappin
                 f"{where} has the unknown field {str(name)[:60]!r}; {nearest(str(name), known)}", field=top
             )
     return value
-
-
-def _within(read: Any, top: str) -> Any:
-    """What is read, its errors naming the body's field; the place stands in the detail."""
-    try:
-        return read()
-    except InvalidRequest as error:
-        raise InvalidRequest(error.detail, field=top, allowed=error.allowed) from None

@@ -19,6 +19,11 @@ _NUMBERS = "iuf"
 _SHOWN = 60
 
 
+def top(where: str) -> str:
+    """The body's field of a place such as `mix[0].latent`."""
+    return where.partition("[")[0].partition(".")[0]
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A hint for an unknown name."""
     near = difflib.get_close_matches(name[:_SHOWN].lower(), known, n=1)
@@ -46,11 +51,11 @@ def from_text(text: str, where: str) -> Floats:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest(f"{where}: is no base64 of little-endian float32 or npy", field=where) from None
+        raise InvalidRequest(f"{where}: is no base64 of little-endian float32 or npy", field=top(where)) from None
     if data.startswith(NPY):
         return from_npy(data, where)
     if not data or len(data) % 4:
-        raise InvalidRequest(f"{where}: {len(data)} bytes are no whole number of 32-bit floats", field=where)
+        raise InvalidRequest(f"{where}: {len(data)} bytes are no whole number of 32-bit floats", field=top(where))
     return finite(np.frombuffer(data, "<f4"), where)
 
 
@@ -68,13 +73,13 @@ def from_npy(data: bytes, where: str) -> Floats:
         }[version]  # fmt: skip
         shape, fortran, dtype = header(stream)
     except (ValueError, KeyError, EOFError, OSError, SyntaxError, TypeError):
-        raise InvalidRequest(f"{where}: is no npy file that can be read", field=where) from None
+        raise InvalidRequest(f"{where}: is no npy file that can be read", field=top(where)) from None
     if dtype.kind not in _NUMBERS or fortran or not 1 <= len(shape) <= 3:
         detail = f"{where}: must be numbers in rows (C order) of 1 to 3 dimensions, not {dtype} {list(shape)}"
-        raise InvalidRequest(detail, field=where)
+        raise InvalidRequest(detail, field=top(where))
     count = math.prod(shape)
     if count < 1 or count * dtype.itemsize != len(data) - stream.tell():
-        raise InvalidRequest(f"{where}: the npy file does not hold the {list(shape)} that it says", field=where)
+        raise InvalidRequest(f"{where}: the npy file does not hold the {list(shape)} that it says", field=top(where))
     return finite(np.frombuffer(data, dtype, count, stream.tell()).reshape(shape), where)
 
 
@@ -92,12 +97,12 @@ def latent_of(value: object, where: str) -> Floats:
         except (ValueError, TypeError, OverflowError):
             array = None
         if array is None or array.dtype.kind not in _NUMBERS or not array.size:
-            raise InvalidRequest(f"{where}: must be an array of numbers, or base64", field=where)
+            raise InvalidRequest(f"{where}: must be an array of numbers, or base64", field=top(where))
         given = finite(array, where)
     if given.ndim == 3 and len(given) == 1:  # an npy of one row
         given = given[0]
     if not 1 <= given.ndim <= 2:
-        raise InvalidRequest(f"{where}: must be one latent, not {list(given.shape)}", field=where)
+        raise InvalidRequest(f"{where}: must be one latent, not {list(given.shape)}", field=top(where))
     return given
 
 
@@ -110,5 +115,5 @@ def finite(numbers: npt.NDArray[np.generic], where: str) -> Floats:
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(numbers, np.float32)
     if not np.isfinite(rounded).all():
-        raise InvalidRequest(f"{where}: holds a number that is not finite in 32-bit floats", field=where)
+        raise InvalidRequest(f"{where}: holds a number that is not finite in 32-bit floats", field=top(where))
     return rounded

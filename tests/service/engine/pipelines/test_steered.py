@@ -155,8 +155,8 @@ async def test_latents_in_w_are_drawn_as_they_are(engine, space, shape):
     plain = await draw(engine, "tiny-w", seeds=[1, 2], truncation=0.8)
     w = plain.latents if space == "w+" else plain.latents[:, 0]
     before = engine._repository.resolve("tiny-w").graphs["mapping"].batcher.stats().rows_total
-    for given in (w, w.tolist(), w.reshape(2, -1) if space == "w+" else w):
-        same(await draw(engine, "tiny-w", latents=given, space=space), plain)
+    for asked in (w, w.tolist(), w.reshape(2, -1) if space == "w+" else w):
+        same(await draw(engine, "tiny-w", latents=asked, space=space), plain)
     single = await draw(engine, "tiny-w", latents=w[0], space=space)
     np.testing.assert_array_equal(single.images[0], plain.images[0])
     assert engine._repository.resolve("tiny-w").graphs["mapping"].batcher.stats().rows_total == before
