@@ -114,6 +114,9 @@ def path(
             out[frame] = keys[index]
             continue
         four = _around(flat, index, closed) - middle  # [4, layers, D]
+        if method == "linear" or (method == "cubic" and not level):  # number by number
+            out[frame] = (_between(four, t, method, level, index) + middle).reshape(out[frame].shape)
+            continue
         for layer in range(flat.shape[1]):
             point = _between(four[:, layer], t, method, level, index) + middle
             out[frame].reshape(-1, keys.shape[-1])[layer] = point

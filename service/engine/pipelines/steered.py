@@ -259,7 +259,7 @@ def _plain(
     truncation: float, steering: Steering,
 ) -> dict[str, Array]:  # fmt: skip
     """Of a model without styles: all happens in z. What cannot be mixed, the class, is that of the first part."""
-    z = np.stack([mix_normal([_z(one, spec) for one, _ in mix], [weight for _, weight in mix]) for mix in mixes])
+    z = np.stack([mix_normal([z_of(one, spec) for one, _ in mix], [weight for _, weight in mix]) for mix in mixes])
     z = truncate(z, truncation)
     for push in steering.directions:
         z = _pushed(z, directions_of(model)[push.name], push)
@@ -275,7 +275,12 @@ def _plain(
     return inputs | {wiring.label: labels_as_fed(wiring, np.array(firsts, np.int64))}
 
 
-def _z(source: Source, spec: GenerateSpec) -> Floats:
+def z_of(source: Source, spec: GenerateSpec) -> Floats:
+    """A point's z, [D].
+
+    Raises:
+        InvalidRequest: the latent is of another length; field `mix`.
+    """
     if source.latent is None:
         assert source.seed is not None
         return latents_from_seeds([source.seed], spec.latent_dim).reshape(-1)
@@ -315,7 +320,7 @@ class _Points:
         key = (_identity(replace(source, label=None)), label)
         if key not in self.known:
             self.known[key] = len(self.z)
-            self.z.append(_z(source, self.spec))
+            self.z.append(z_of(source, self.spec))
             self.seeds.append(source.seed)
             self.classes.append(label)
         return self.known[key]
