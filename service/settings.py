@@ -65,6 +65,9 @@ class Settings(BaseModel):
     max_images: int = Field(
         64, ge=1, le=4096, description="Most images in one request. Bounds a response's memory: rows x picture bytes."
     )
+    max_motion_frames: int = Field(
+        240, ge=2, le=10_000, description="Most frames of one animation. Bounds the time that one request may take."
+    )
     poll_models_s: float | None = Field(
         2.0,
         gt=0,

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from service.api import faults, problems, requests
 from service.api.negotiation import choose
@@ -21,6 +20,7 @@ from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
 from service.api.plain import Headers
 from service.api.record import record_of
+from service.api.streaming import Streamed
 from service.api.strict_json import shown
 from service.api.uploads import FORM, Form, Part, Room, expected_bytes, query_fields, read_body, take_apart
 from service.errors import (
@@ -152,7 +152,7 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
             first = await requests.while_connected(request, _first(painting))
             record.take(painting.tally)  # type: ignore[arg-type]
             record.images = 1
-            return _Streamed(_pieces(parts, painting, first, held.pop_all()), headers, FORMATS["png"])
+            return Streamed(_pieces(parts, painting, first, held.pop_all()), headers, FORMATS["png"])
         pixels = await requests.while_connected(request, painting.whole())
     record.take(painting.tally)  # type: ignore[arg-type]
     started_s = perf_counter()
@@ -327,18 +327,3 @@ async def _pieces(
                 packing = asyncio.ensure_future(_apart(parts, partial(writer.rows, band)))
             yield await packing
         yield writer.end()
-
-
-class _Streamed(StreamingResponse):
-    """Ends its source when the client leaves."""
-
-    def __init__(self, pieces: AsyncGenerator[bytes, None], headers: dict[str, str], media_type: str) -> None:
-        super().__init__(pieces, 200, headers, media_type)
-        self._pieces = pieces
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the pieces as they come."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._pieces.aclose()

@@ -92,11 +92,12 @@ def read_label(value: object, info: ValidationInfo) -> int | str | list[int | st
     if isinstance(value, list):
         if not 1 <= len(value) <= most_images(info):
             raise ValueError(f"label is an array of {len(value)}, must have one label for each image")
-        return [_one_label(label, f"label[{index}]") for index, label in enumerate(value)]
-    return _one_label(value, "label")
+        return [one_label(label, f"label[{index}]") for index, label in enumerate(value)]
+    return one_label(value, "label")
 
 
-def _one_label(value: object, name: str) -> int | str:
+def one_label(value: object, name: str) -> int | str:
+    """A class by name or index."""
     if isinstance(value, str) and 1 <= len(value) <= 256:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:

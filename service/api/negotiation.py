@@ -7,7 +7,9 @@ from starlette.requests import Request
 
 from service.api.faults import NotAcceptable
 from service.api.plain import Headers
+from service.errors import InvalidRequest
 from service.imaging import FORMATS
+from service.imaging.animation import ANIMATIONS
 
 JSON, ZIP, NPY = "application/json", "application/zip", "application/x-npy"
 _TYPES = {"json": JSON, "zip": ZIP, "npy": NPY}
@@ -65,6 +67,55 @@ def _choose(shape: str | None, fmt: str | None, single: bool, accept: str | None
 
 _choose_again = lru_cache(maxsize=1024)(_choose)
 """Clients send the same few headers again and again."""
+
+
+MIXED, NDJSON = "multipart/x-mixed-replace", "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class MotionForm:
+    """How frames come: `shape` is animation, grid, zip, stream or ndjson; `fmt` a key of ANIMATIONS or FORMATS."""
+
+    shape: str
+    fmt: str
+
+    @property
+    def media_type(self) -> str:
+        """The response's content type, without parameters."""
+        return {"zip": ZIP, "stream": MIXED, "ndjson": NDJSON}.get(self.shape) or (ANIMATIONS | FORMATS)[self.fmt]
+
+
+MOTION_FORMS = [
+    *(MotionForm("animation", fmt) for fmt in ANIMATIONS),
+    *(MotionForm(shape, fmt) for shape in ("grid", "zip", "stream", "ndjson") for fmt in FORMATS),
+]
+"""What `/interpolate` can answer, the preferred first."""
+
+
+def choose_motion(shape: str | None, fmt: str | None, accept: str | None) -> MotionForm:
+    """The form of an animation that the client likes best; among equals ours, which are listed first.
+
+    Args:
+        shape: the body's `as`; `fmt` its `format`. What they name stands.
+        accept: the `Accept` header; None accepts everything.
+
+    Raises:
+        InvalidRequest: no such shape comes in this format.
+        NotAcceptable: the body leaves the type open and `Accept` has none of ours; `allowed` lists them.
+    """
+    forms = [one for one in MOTION_FORMS if shape in (None, one.shape) and fmt in (None, one.fmt)]
+    if not forms:
+        right = [one.fmt for one in MOTION_FORMS if one.shape == shape]
+        raise InvalidRequest(f"format: {shape} comes as {', '.join(right)}, not {fmt}", field="format", allowed=right)
+    types = list(dict.fromkeys(form.media_type for form in forms))
+    ranges = parse_accept(accept) if accept is not None else [("*/*", 1.0)]
+    liked = [quality(media_type, ranges) for media_type in types]
+    if max(liked) > 0:
+        chosen = types[liked.index(max(liked))]
+        return next(form for form in forms if form.media_type == chosen)
+    if len(types) == 1:
+        return forms[0]
+    raise NotAcceptable(f"Accept has none of {', '.join(types)}", field="accept", allowed=types)
 
 
 def parse_accept(header: str) -> list[tuple[str, float]]:

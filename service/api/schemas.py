@@ -1,29 +1,33 @@
-"""Every request and response body, and what each field accepts."""
+"""What `/generate` takes: its body, its query, and latents as the body."""
 
 import base64
-import difflib
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import cache, cached_property
-from itertools import islice
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from service.api import fields
-from service.api.faults import Invalid, pointer
-from service.api.strict_json import shown
+from service.api.bodies import (
+    Cutoff,
+    Directions,
+    Label,
+    Model,
+    Noise,
+    NoiseSeed,
+    Seeds,
+    Styles,
+    Truncation,
+    parse,
+    query_of,
+    typed,
+)
 from service.engine import steering
-from service.engine.latents import TRUNCATION_MAX
 from service.engine.steering import Steering
 from service.errors import InvalidRequest
 from service.imaging import FORMATS
-
-UNKNOWN_TOLD = 8
-"""Unknown fields named in one answer: a body may hold tens of thousands, and each is compared with every known name."""
 
 SHAPES = ("image", "json", "zip", "grid", "npy")
 ENCODINGS = ("json", "base64", "npy")
@@ -35,26 +39,13 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    model: Annotated[
-        str,
-        PlainValidator(fields.read_model),
-        WithJsonSchema({"type": "string", "description": "Name of a loaded model, or `name@version`."}),
-    ]
+    model: Model
     seed: Annotated[
         int | None,
         PlainValidator(fields.read_seed),
         WithJsonSchema(fields.SEED_SCHEMA | {"description": "One image. The same seed is the same picture."}),
     ] = None
-    seeds: Annotated[
-        list[int] | None,
-        PlainValidator(fields.read_seeds),
-        WithJsonSchema(
-            {
-                "anyOf": [{"type": "array", "items": fields.SEED_SCHEMA, "minItems": 1}, {"type": "string"}],
-                "description": 'One image each: `[0, 1]`, or ranges `"0,1,4-6"`.',
-            }
-        ),
-    ] = None
+    seeds: Seeds = None
     count: Annotated[
         int | None,
         PlainValidator(fields.read_count),
@@ -84,59 +75,13 @@ class GenerateRequest(BaseModel):
             }
         ),
     ] = None
-    label: Annotated[
-        int | str | list[int | str] | fields.Weights | None,
-        PlainValidator(fields.read_label),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    *fields.LABEL_SCHEMA["anyOf"],
-                    {"type": "array", "items": fields.LABEL_SCHEMA},
-                    {"type": "object", "additionalProperties": {"type": "number"}},
-                ],
-                "description": "Class by name or index; an array gives one for each image, an object mixes by weight. "
-                "Left out of a conditional model: a class drawn from each seed.",
-            }
-        ),
-    ] = None
-    truncation: Annotated[
-        float,
-        PlainValidator(fields.read_truncation),
-        WithJsonSchema(
-            {
-                "type": "number",
-                "minimum": 0,
-                "maximum": TRUNCATION_MAX,
-                "default": 1.0,
-                "description": "Below 1: more typical, less varied pictures.",
-            }
-        ),
-    ] = 1.0
-    truncation_cutoff: Annotated[
-        int | None,
-        PlainValidator(steering.read_cutoff),
-        WithJsonSchema({"type": "integer", "minimum": 0, "description": "So many layers are truncated."}),
-    ] = None
-    styles: Annotated[
-        tuple[steering.Layered, ...] | None,
-        PlainValidator(steering.read_styles),
-        WithJsonSchema(fields.STYLES_SCHEMA),
-    ] = None
-    directions: Annotated[
-        tuple[steering.Push, ...] | None,
-        PlainValidator(steering.read_directions),
-        WithJsonSchema(fields.DIRECTIONS_SCHEMA),
-    ] = None
-    noise: Annotated[
-        str | None,
-        PlainValidator(steering.read_noise),
-        WithJsonSchema({"enum": list(steering.NOISES), "default": "constant", "description": "If it takes noise."}),
-    ] = None
-    noise_seed: Annotated[
-        int | None,
-        PlainValidator(fields.read_noise_seed),
-        WithJsonSchema(fields.SEED_SCHEMA | {"description": "Whose noise it is, where `noise` is random."}),
-    ] = None
+    label: Label = None
+    truncation: Truncation = 1.0
+    truncation_cutoff: Cutoff = None
+    styles: Styles = None
+    directions: Directions = None
+    noise: Noise = None
+    noise_seed: NoiseSeed = None
     return_latents: Annotated[
         str | None,
         PlainValidator(fields.one_of("return_latents", ENCODINGS)),
@@ -214,26 +159,12 @@ def parse_generate(given: Mapping[str, Any], *, max_images: int) -> GenerateRequ
     Raises:
         InvalidRequest: names the first wrong field; `Invalid.errors` has them all.
     """
-    names = _names()
-    strangers = islice((name for name in given if name not in names), UNKNOWN_TOLD)
-    wrong = [_unknown(name, names) for name in strangers]
-    present = {name: given[name] for name in names if given.get(name) is not None}
-    try:
-        request = GenerateRequest.model_validate(present, context={"max_images": max_images})
-    except ValidationError as error:
-        wrong += _wrong(error)
-    if not wrong:
-        return request
-    if len(wrong) == 1:
-        raise wrong[0]
-    told = [{"detail": one.detail, "pointer": pointer(one.field or "")} for one in wrong]
-    raise Invalid(told, field=wrong[0].field, allowed=wrong[0].allowed)
+    return parse(GenerateRequest, given, {"max_images": max_images})
 
 
 QUERY_FIELDS = (
     "model", "seed", "label", "truncation", "truncation_cutoff", "directions", "noise", "noise_seed", "format",
 )  # fmt: skip
-_WHOLE, _NUMBER = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9.eE+-]{1,32}")
 
 
 def parse_query(pairs: Sequence[tuple[str, str]]) -> GenerateRequest:
@@ -245,11 +176,11 @@ def parse_query(pairs: Sequence[tuple[str, str]]) -> GenerateRequest:
     Raises:
         InvalidRequest: names the first wrong parameter.
     """
-    given = _query(pairs, QUERY_FIELDS)
+    given = query_of(pairs, QUERY_FIELDS)
     for name in ("model", "seed"):
         if name not in given:
             raise InvalidRequest(f"{name} is missing", field=name)
-    return parse_generate(_typed(given), max_images=1)
+    return parse_generate(typed(given), max_images=1)
 
 
 def parse_npy(data: bytes, pairs: Sequence[tuple[str, str]], *, max_images: int) -> GenerateRequest:
@@ -260,61 +191,4 @@ def parse_npy(data: bytes, pairs: Sequence[tuple[str, str]], *, max_images: int)
     """
     text = base64.b64encode(data).decode("ascii")
     query = (*(name for name in QUERY_FIELDS if name != "seed"), "space", "as", "return_latents")
-    return parse_generate({**_typed(_query(pairs, query)), "latents": text}, max_images=max_images)
-
-
-def _query(pairs: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for name, value in pairs:
-        if name not in known:
-            raise _unknown(name, known)
-        if name in given:
-            raise InvalidRequest(f"{name} is given more than once", field=name)
-        given[name] = value
-    return given
-
-
-def _typed(given: dict[str, Any]) -> dict[str, Any]:
-    """A query's texts as JSON has them; what is no number stays a text, which the schema refuses by name."""
-    for name in ("seed", "noise_seed", "truncation_cutoff"):
-        if _WHOLE.fullmatch(given.get(name, "")):
-            given[name] = int(given[name])
-    if _NUMBER.fullmatch(given.get("truncation", "")):
-        with suppress(ValueError):
-            given["truncation"] = float(given["truncation"])
-    if "directions" in given:
-        given["directions"] = _named_numbers(given["directions"])
-    return given
-
-
-def _named_numbers(text: str) -> dict[str, Any]:
-    """`sefa_1:2,glasses:-0.5`."""
-    found: dict[str, Any] = {}
-    for part in text.split(","):
-        name, _, number = part.strip().partition(":")
-        found[name] = number
-        if _NUMBER.fullmatch(number):
-            with suppress(ValueError):
-                found[name] = float(number)
-    return found
-
-
-def _wrong(error: ValidationError) -> list[InvalidRequest]:
-    """What pydantic found, as our own errors."""
-    found = []
-    for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"])[:60]
-        said = str(item.get("ctx", {}).get("error", item["msg"]))
-        found.append(InvalidRequest(f"{name} is missing" if item["type"] == "missing" else said, field=name))
-    return found
-
-
-@cache
-def _names() -> list[str]:
-    return [field.alias or name for name, field in GenerateRequest.model_fields.items()]
-
-
-def _unknown(name: str, known: Sequence[str]) -> InvalidRequest:
-    near = difflib.get_close_matches(name[:60].lower(), known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-    return InvalidRequest(f"unknown field {shown(name)}; {hint}", field=name[:60], allowed=list(known))
+    return parse_generate({**typed(query_of(pairs, query)), "latents": text}, max_images=max_images)

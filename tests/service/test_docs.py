@@ -13,6 +13,8 @@ from uploads import saved, smooth
 
 from service.api import problems, schemas
 from service.api.app import create_app
+from service.api.bodies import names_of
+from service.api.motion_body import InterpolateRequest
 from service.engine.engine import Engine, EngineOptions
 from service.engine.wire import npy_of
 from service.settings import PREFIX, Settings
@@ -51,6 +53,16 @@ def test_every_field_of_generate_is_told():
     fields = {field.alias or name for name, field in schemas.GenerateRequest.model_fields.items()}
     section = page("api.md").split("## `POST /generate`")[1].split("\n## ")[0]
     assert fields <= set(first_column(section))
+
+
+def test_every_field_of_interpolate_is_told():
+    section = page("api.md").split("## `POST /interpolate`")[1].split("\n## ")[0]
+    told = {
+        name
+        for cell in re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+        for name in re.findall("`([^`]+)`", cell)
+    }
+    assert set(names_of(InterpolateRequest)) <= told
 
 
 @pytest.mark.parametrize("path", ["/translate", "/upscale"])

@@ -85,6 +85,7 @@ class Motion:
 
     Attributes:
         latents: what each frame draws: z [frames, D], or styles [frames, layers, D].
+        recipe: what else a frame takes to be drawn alone, in the words of the HTTP body.
         batches: uint8 [n, height, width, channels], n frames each, in order.
     """
 
@@ -96,6 +97,7 @@ class Motion:
     method: Method
     space: str
     latents: Floats
+    recipe: dict[str, object]
     batches: AsyncIterator[Pixels]
     tally: Tally = field(default_factory=Tally)
 
@@ -142,7 +144,19 @@ async def move(
             return styles.fed_of(styled, latents[start:stop], own)
 
     batches = _batches(batcher, feed, track.frames, wiring.image, schedule, tally)
-    return Motion(model.ref, track.frames, height, width, channels, method, space, latents, batches, tally)
+    recipe = _recipe(wiring, keys, rows)
+    return Motion(model.ref, track.frames, height, width, channels, method, space, latents, recipe, batches, tally)
+
+
+def _recipe(wiring: Wiring, keys: Sequence[KeyFrame], rows: Sequence[Rows]) -> dict[str, object]:
+    """See `Motion`."""
+    if wiring.styled is None:
+        return {} if rows[0].labels[0] is None else {"label": rows[0].labels[0]}
+    first, told = keys[0].steering, {"space": "w+"}
+    if first.noise == "constant":
+        return dict(told)
+    seed = keys[0].mix[0][0].seed if first.noise_seed is None else first.noise_seed
+    return {**told, "noise": first.noise, **({} if first.noise == "none" else {"noise_seed": seed})}
 
 
 def _shape(model: LoadedModel) -> tuple[int, int, int]:
