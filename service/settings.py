@@ -190,7 +190,8 @@ class Settings(BaseModel):
         32 << 20,
         ge=1024,
         le=1 << 30,
-        description="Largest body of `/translate` and `/upscale` in bytes; beyond it 413. Phones send up to 16 MiB.",
+        description="Largest body of `/translate`, `/upscale` and `/project` in bytes; beyond it 413. "
+        "Phones send up to 16 MiB.",
     )
     max_pixels: int = Field(
         40_000_000,

@@ -280,6 +280,47 @@ def style_graphs(*, latent_dim: int = 8, classes: int = 0, noise: bool = True, s
     return {"mapping": mapping, "synthesis": synthesis}
 
 
+def encoder_graph(wide: tuple[int, ...], *, passes: bool, side: int = 8) -> bytes:
+    """A picture to w or w+ as `style_graphs` draws them, by the inverse of what is linear in it.
+
+    Args:
+        passes: goes on from a latent and what it drew.
+    """
+    rng = np.random.RandomState(5)
+    pixels = side * side * 3
+    rng.randn(8, STYLE_DIM), rng.randn(STYLE_DIM)  # the mapping's
+    inverse = np.linalg.pinv(rng.randn(STYLE_LAYERS * STYLE_DIM, pixels) / 4) / 127.5
+    bias = rng.randn(pixels)
+    if len(wide) == 1:  # the mean over layers
+        inverse = inverse.reshape(pixels, STYLE_LAYERS, STYLE_DIM).mean(axis=1)
+    weights = {"inverse": inverse, "offset": 127.5 * (1 + np.tanh(bias))}
+    inputs = [("picture", TensorProto.UINT8, ["batch", side, side, 3])]
+    nodes = [
+        helper.make_node("Cast", ["picture"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+    ]
+    base = "offset"
+    if passes:
+        inputs += [
+            ("drawn", TensorProto.UINT8, ["batch", side, side, 3]),
+            ("before", TensorProto.FLOAT, ["batch", *wide]),
+        ]
+        nodes += [
+            helper.make_node("Cast", ["drawn"], ["drawn_float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["drawn_float"], ["drawn_flat"]),
+        ]
+        base = "drawn_flat"
+    nodes += [
+        helper.make_node("Sub", ["flat", base], ["left"]),
+        helper.make_node("MatMul", ["left", "inverse"], ["step"]),
+        helper.make_node("Reshape", ["step", "shape"], ["shaped" if passes else "code"]),
+    ]
+    if passes:
+        nodes.append(helper.make_node("Add", ["before", "shaped"], ["code"]))
+    shape = numpy_helper.from_array(np.array([0, *wide], np.int64), "shape")
+    return _model(nodes, inputs, [("code", TensorProto.FLOAT, ["batch", *wide])], weights, extra=(shape,))
+
+
 def _model(nodes, inputs, outputs, weights, extra=()) -> bytes:  # type: ignore[no-untyped-def]
     initializers = [numpy_helper.from_array(np.asarray(w, np.float32), name) for name, w in weights.items()]
     ends = ([helper.make_tensor_value_info(*one) for one in side] for side in (inputs, outputs))
@@ -297,11 +338,13 @@ def write_tiny_style(
     noise: bool = True,
     arrays: Mapping[str, np.ndarray] | None = None,
     directions: tuple[str, ...] = (),
+    encoder: str | None = None,
 ) -> Path:
     """Write a model with a space of styles, 8x8x3; its mean w is 0.1, 0.2, ...
 
     Args:
         directions: names of as many random directions.
+        encoder: `w` or `w+`, its space, or `passes`: one of w+ that sees what the last pass drew.
     """
     graphs = style_graphs(classes=len(labels or ()), noise=noise)
     random, golden = np.random.RandomState(0), {}
@@ -325,6 +368,18 @@ def write_tiny_style(
         "mapping": TensorSpec(name="w", shape=("batch", STYLE_DIM), **latent),
         "synthesis": TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", 8, 8, 3)),
     }
+    if encoder:
+        wide = (STYLE_DIM,) if encoder == "w" else (STYLE_LAYERS, STYLE_DIM)
+        graphs["encoder"] = encoder_graph(wide, passes=encoder == "passes")
+        picture = {"kind": "image", "dtype": "uint8", "shape": ("batch", 8, 8, 3)}
+        inputs["encoder"] = [TensorSpec(name="picture", **picture)]
+        feeds["encoder"] = {"picture": random.randint(0, 256, (4, 8, 8, 3)).astype(np.uint8)}
+        outputs["encoder"] = TensorSpec(name="code", shape=("batch", *wide), **latent)
+        if encoder == "passes":
+            inputs["encoder"].append(TensorSpec(name="drawn", **picture))
+            inputs["encoder"].append(TensorSpec(name="before", shape=("batch", *wide), **latent))
+            feeds["encoder"]["drawn"] = random.randint(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+            feeds["encoder"]["before"] = random.randn(4, *wide).astype(np.float32)
     for graph, data in graphs.items():
         answers = golden_of(data, feeds[graph])
         golden |= {key.replace("generator/", f"{graph}/"): value for key, value in answers.items()}

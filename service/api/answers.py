@@ -50,6 +50,33 @@ class ImageShape(BaseModel):
     channels: int | None
 
 
+class ProjectPage(BaseModel):
+    """What a model's encoder answers with, and how often it may look."""
+
+    space: Literal["z", "w", "w+"]
+    passes: int = Field(description="Most passes.")
+
+
+class Drawing(BaseModel):
+    """A picture inside of JSON."""
+
+    media_type: str
+    b64: str
+
+
+class ProjectResponse(BaseModel):
+    """A picture's latent, and what it draws."""
+
+    model: str = Field(description="`name@version`")
+    space: Literal["z", "w+"]
+    latent: str | list[Any] = Field(description="Goes into `latents` of `/generate`, with `space`.")
+    label: str | None = Field(description="Null for an unconditional model.")
+    passes: int
+    psnr_db: float = Field(description="Of the reconstruction to the picture, brought to the model's size; 99: equal.")
+    reconstruction: Drawing
+    timings: dict[str, float]
+
+
 class SteeringPage(BaseModel):
     """What can be asked of a model's latents."""
 
@@ -60,7 +87,7 @@ class SteeringPage(BaseModel):
     class_mix: bool
     noise: list[str] = Field(description="Modes; empty for a model that takes none.")
     directions: list[str]
-    project: bool = Field(description="Whether `POST /project` finds latents of pictures.")
+    project: ProjectPage | None = Field(description="What `POST /project` finds; null without an encoder.")
 
 
 class ModelSummary(BaseModel):

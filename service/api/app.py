@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.api import answers, edits, motion_body, motions, pages, problems, routes, schemas
+from service.api import answers, edits, motion_body, motions, pages, problems, projections, routes, schemas
 from service.api.direct import Direct
 from service.api.fast import Front
 from service.api.ledger import Ledger
@@ -52,7 +52,8 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     )
     app.state.parts = parts
     app.add_middleware(Direct, parts=parts)
-    uploads = {route.path: settings.max_upload_bytes for route in edits.router.routes if isinstance(route, APIRoute)}
+    uploading = (*edits.router.routes, *projections.router.routes)
+    uploads = {route.path: settings.max_upload_bytes for route in uploading if isinstance(route, APIRoute)}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=uploads)
     ledger = Ledger(metrics, settings.access_log, lambda: parts.draining)
     app.add_middleware(RequestContext, ledger=ledger)
@@ -61,6 +62,7 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(edits.router)
     app.include_router(motions.router)
+    app.include_router(projections.router)
     app.include_router(pages.router)
     if settings.playground:
         app.include_router(pages.site)
@@ -157,6 +159,7 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
             schemas.GenerateRequest,
             motion_body.InterpolateRequest,
             answers.GenerateResponse,
+            answers.ProjectResponse,
             answers.Problem,
         ):
             if model.__name__ not in components:

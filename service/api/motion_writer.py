@@ -5,10 +5,9 @@ browsers show it) and `application/x-ndjson` (a line of JSON for each frame). An
 connection, or is the last line.
 """
 
-import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +19,7 @@ from service.api import problems
 from service.api.negotiation import MotionForm
 from service.api.parts import Parts
 from service.api.pictures import MARK_CHARACTERS
+from service.api.reading import apart
 from service.engine.wire import base64_of, npy_of
 from service.errors import GanymedeError
 from service.imaging import FORMATS, Provenance, compose_grid, encode
@@ -34,11 +34,6 @@ Frames = npt.NDArray[np.uint8]
 Pieces = AsyncGenerator[bytes, None]
 
 BOUNDARY = "ganymede-frame"
-
-
-async def apart(parts: Parts, work: Callable[[], T]) -> T:
-    """Done by a thread that encodes."""
-    return await asyncio.get_running_loop().run_in_executor(parts.encoders, work)
 
 
 class Writer:

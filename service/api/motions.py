@@ -26,11 +26,12 @@ from service.api.motion_body import (
     parse_interpolate,
     parse_interpolate_query,
 )
-from service.api.motion_writer import BOUNDARY, Pieces, Writer, apart
+from service.api.motion_writer import BOUNDARY, Pieces, Writer
 from service.api.negotiation import MIXED, NDJSON, MotionForm, choose_motion, matches
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import HEADER_CHARACTERS, MARK_CHARACTERS, onnxruntime_version, processor
 from service.api.plain import Headers
+from service.api.reading import apart
 from service.api.record import Record, record_of
 from service.api.streaming import Streamed
 from service.api.strict_json import object_of, read_body

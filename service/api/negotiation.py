@@ -1,7 +1,9 @@
 """Which form an answer takes: what the body names stands, `Accept` chooses what it leaves open (RFC 9110, 12.5.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -13,6 +15,8 @@ from service.imaging.animation import ANIMATIONS
 
 JSON, ZIP, NPY = "application/json", "application/zip", "application/x-npy"
 _TYPES = {"json": JSON, "zip": ZIP, "npy": NPY}
+
+F = TypeVar("F", "Form", "MotionForm")
 
 CACHED_CHARACTERS = 256
 """Of an `Accept` header: longer ones are read anew each time, so that nobody fills memory with them."""
@@ -52,17 +56,7 @@ def _choose(shape: str | None, fmt: str | None, single: bool, accept: str | None
     if shape is None and fmt is not None and single:
         shape = "image"
     shapes = [shape] if shape else (["image", "json", "zip"] if single else ["json", "zip", "grid"])
-    forms = [Form(one, other) for one in shapes for other in ([fmt] if fmt else FORMATS)]
-    types = list(dict.fromkeys(form.media_type for form in forms))
-    ranges = parse_accept(accept) if accept is not None else [("*/*", 1.0)]
-    liked = [quality(media_type, ranges) for media_type in types]
-    best = max(liked)
-    if best > 0:
-        chosen = types[liked.index(best)]
-        return next(form for form in forms if form.media_type == chosen)
-    if len(types) == 1:
-        return forms[0]
-    raise NotAcceptable(f"Accept has none of {', '.join(types)}", field="accept", allowed=types)
+    return _liked_best([Form(one, other) for one in shapes for other in ([fmt] if fmt else FORMATS)], accept)
 
 
 _choose_again = lru_cache(maxsize=1024)(_choose)
@@ -107,11 +101,31 @@ def choose_motion(shape: str | None, fmt: str | None, accept: str | None) -> Mot
     if not forms:
         right = [one.fmt for one in MOTION_FORMS if one.shape == shape]
         raise InvalidRequest(f"format: {shape} comes as {', '.join(right)}, not {fmt}", field="format", allowed=right)
+    return _liked_best(forms, accept)
+
+
+def choose_projection(shape: str | None, fmt: str | None, accept: str | None) -> Form:
+    """The form of a projection's answer that the client likes best; among equals JSON, which holds all there is.
+
+    Args:
+        shape: the field `as`: json, image or npy; `fmt` the field `format`, of the drawn picture.
+        accept: the `Accept` header; None accepts everything.
+
+    Raises:
+        NotAcceptable: `Accept` has none of ours; `allowed` lists them.
+    """
+    shapes = ("json", "image", "npy") if shape is None else (shape,)
+    return _liked_best([Form(one, other) for one in shapes for other in ([fmt] if fmt else FORMATS)], accept)
+
+
+def _liked_best(forms: "Sequence[F]", accept: str | None) -> "F":
+    """Of forms with media types, the first that `Accept` likes best."""
     types = list(dict.fromkeys(form.media_type for form in forms))
     ranges = parse_accept(accept) if accept is not None else [("*/*", 1.0)]
     liked = [quality(media_type, ranges) for media_type in types]
-    if max(liked) > 0:
-        chosen = types[liked.index(max(liked))]
+    best = max(liked)
+    if best > 0:
+        chosen = types[liked.index(best)]
         return next(form for form in forms if form.media_type == chosen)
     if len(types) == 1:
         return forms[0]

@@ -178,7 +178,7 @@ def _steering(model: "ModelInfo") -> dict[str, Any] | None:
     if drawn is None:
         return None
     kinds = {(tensor.kind, tensor.dtype) for graph in graphs for tensor in graph.inputs}
-    styled = drawn.style_layers is not None
+    styled, encoder = drawn.style_layers is not None, model.encoder
     return {
         "spaces": ["z", "w", "w+"] if styled else ["z"],
         "style_layers": drawn.style_layers,
@@ -187,7 +187,7 @@ def _steering(model: "ModelInfo") -> dict[str, Any] | None:
         "class_mix": drawn.labels is not None and (styled or ("label", "float32") in kinds),
         "noise": list(NOISES) if styled and ("noise", "float32") in kinds else [],
         "directions": list(model.directions),
-        "project": False,
+        "project": None if encoder is None else {"space": encoder.space, "passes": encoder.passes_most},
     }
 
 

@@ -1,12 +1,15 @@
 """The engine: opens the models' folder and draws. Numpy arrays in, numpy arrays out; no HTTP.
 
     from pathlib import Path
-    from service.engine.engine import Engine, EngineOptions
+    from service.engine.engine import Engine, EngineOptions, KeyFrame, Steering, Track
 
     async with Engine(EngineOptions(models=Path("models"))) as engine:
         drawn = await engine.generate("fashion-28", seeds=[7], labels="Sneaker")
         drawn.images     # [1, 28, 28, 1] uint8
         drawn.model      # "fashion-28@1"
+        moved = await engine.generate("faces-64", seeds=[7], steering=Steering.of(directions={"sefa_1": 2.0}))
+        motion = await engine.interpolate("faces-64", [KeyFrame.of(1), KeyFrame.of(2)], Track(frames=60))
+        frames = await motion.whole()     # [60, 64, 64, 3] uint8
 
 An engine belongs to the event loop that opened it; its methods are called on that loop.
 """
@@ -28,10 +31,12 @@ from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
 from service.engine.pipelines import motion as moving
+from service.engine.pipelines import project as projecting
 from service.engine.pipelines import translate as translating
 from service.engine.pipelines import upscale as upscaling
 from service.engine.pipelines.motion import KeyFrame, Motion, Track
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
+from service.engine.pipelines.project import Projected
 from service.engine.pipelines.rows import Labels, Rows
 from service.engine.repository import LoadedModel, Repository
 from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of, timings_of
@@ -41,8 +46,8 @@ from service.errors import DeadlineExceeded, FileInvalid, InvalidRequest, NotRea
 from service.manifest import Manifest, Task
 
 __all__ = [
-    "Engine", "EngineOptions", "Generated", "KeyFrame", "ModelInfo", "ModelStats", "Motion", "Steering", "Timings",
-    "Track",
+    "Engine", "EngineOptions", "Generated", "KeyFrame", "ModelInfo", "ModelStats", "Motion", "Projected", "Steering",
+    "Timings", "Track",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -261,6 +266,37 @@ class Engine:
         schedule, options = _schedule(priority, timeout_s), self.options
         return await moving.move(loaded, keys, track, schedule, options.max_motion_frames, options.max_result_pixels)
 
+    async def project(
+        self,
+        model: str,
+        rgb: npt.NDArray[np.uint8],
+        *,
+        alpha: npt.NDArray[np.uint8] | None = None,
+        passes: int | None = None,
+        label: int | str | None = None,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+    ) -> Projected:
+        """Find a latent that draws a picture, by the model's encoder.
+
+        Args:
+            model: `name` or `name@version`, one with an encoder.
+            rgb: [H, W, 3], sRGB; `alpha` [H, W]. Cropped about its centre to the model's shape, and resized.
+            passes: of an encoder that takes several; None takes the usual number.
+            label: of a conditional model.
+            priority, timeout_s: as for `generate`.
+
+        Raises:
+            As `generate`; TaskNotServed where the model has no encoder.
+        """
+        loaded = self._serving(model, Task.GENERATE)
+        encoder = projecting.encoder_of(loaded.manifest)
+        if encoder is None:
+            able = [other.manifest for other in self._open_repository().loaded]
+            others = sorted({one.name for one in able if projecting.encoder_of(one) is not None})
+            raise TaskNotServed(f"model: {model} has no encoder to project by", field="model", allowed=others)
+        return await projecting.project(loaded, encoder, rgb, alpha, passes, label, _schedule(priority, timeout_s))
+
     @property
     def _bounds(self) -> Bounds:
         return Bounds(self.options.tile_side, self.options.max_whole_pixels, self.options.max_result_pixels)
@@ -402,6 +438,7 @@ class _Drawing:
 def _check(manifest: Manifest) -> None:
     """Refuse a model that no pipeline can feed, when it is loaded and not at its first request."""
     generating.check(manifest)
+    projecting.encoder_of(manifest)
     translating.check(manifest)
     upscaling.check(manifest)
 

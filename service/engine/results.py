@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import Answer
+from service.engine.pipelines.project import Encoder, encoder_of
 from service.engine.pipelines.steered import directions_of
 from service.engine.profile import Plan
 from service.engine.repository import LoadedModel
@@ -71,6 +72,8 @@ class ModelInfo:
     state: Literal["serving", "draining"]
     directions: tuple[str, ...] = ()
     """Names of the directions that its latents can be moved along."""
+    encoder: Encoder | None = None
+    """By which pictures are projected."""
 
     @property
     def ref(self) -> str:
@@ -121,4 +124,5 @@ def _new_info(model: LoadedModel) -> ModelInfo:
         plans={name: graph.plan for name, graph in model.graphs.items()},
         state=model.state,
         directions=tuple(directions_of(model)),
+        encoder=encoder_of(model.manifest),
     )

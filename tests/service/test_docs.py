@@ -65,7 +65,7 @@ def test_every_field_of_interpolate_is_told():
     assert set(names_of(InterpolateRequest)) <= told
 
 
-@pytest.mark.parametrize("path", ["/translate", "/upscale"])
+@pytest.mark.parametrize("path", ["/translate", "/upscale", "/project"])
 def test_every_field_of_an_upload_is_told(engine, path):
     operation = create_app(Settings(), engine).openapi()["paths"][path]["post"]
     fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
@@ -115,7 +115,7 @@ def test_there_are_curl_lines():
 def styled(tmp_path_factory) -> Path:
     """A real model in the place of `faces-64`: what is steered must be what a model has."""
     root = tmp_path_factory.mktemp("models")
-    write_tiny_style(root, "faces-64", directions=("sefa_1", "sefa_2", "sefa_3"))
+    write_tiny_style(root, "faces-64", directions=("sefa_1", "sefa_2", "sefa_3"), encoder="passes")
     return root
 
 

@@ -165,7 +165,7 @@ async def test_what_a_model_can_do_is_stated(real):
         "class_mix": False,
         "noise": ["constant", "random", "none"],
         "directions": ["sefa_1", "sefa_2", "glasses"],
-        "project": False,
+        "project": None,
     }
     assert told["manifest"]["generate"]["directions"] == ["sefa_1", "sefa_2", "glasses"]
     grey = (await real.get("/models/tiny-grey")).json()["steering"]
