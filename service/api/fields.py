@@ -11,7 +11,7 @@ from pydantic import ValidationInfo
 from service.api.strict_json import shown
 from service.engine.latents import SEED_END, TRUNCATION_MAX
 from service.engine.steering import read_label_weights
-from service.engine.wire import finite, from_text
+from service.engine.wire import from_text, numbers_of
 from service.errors import InvalidRequest, TooLarge
 
 Floats = npt.NDArray[np.float32]
@@ -158,17 +158,12 @@ def _from_texts(value: str | list[object], layered: bool) -> Floats:
 
 def _layers_of(value: object) -> Floats:
     """JSON in w+: an array for each layer (one image), an array of such, or all layers' numbers in a row."""
-    try:
-        array = np.asarray(value) if isinstance(value, list) else np.empty(0)
-    except (ValueError, OverflowError):
-        array = np.empty(0)
-    if array.dtype.kind not in "iuf" or not array.size or array.ndim > 3:
-        raise ValueError(
-            f"latents is {shown(value)}, must be in w+ an array for each layer, or one such for each image"
-        )
+    array = numbers_of(value, "latents")
+    if array is None:
+        raise ValueError(f"latents is {shown(value)}, must be in w+ an array for each layer, or such for each image")
     if array.ndim == 1:
         array = array[None]
-    return finite(array if array.ndim == 3 else array[None], "latents")
+    return array if array.ndim == 3 else array[None]
 
 
 def _numbers_of(value: object, most: int) -> Floats:

@@ -82,9 +82,10 @@ _ERRORS = (
 class _Choices:
     """What the form's fields ask for; see docs/api.md."""
 
-    def __init__(self, form: Fields, model: "ModelInfo") -> None:
+    def __init__(self, parts: Parts, form: Fields, model: "ModelInfo") -> None:
         if model.encoder is None:
-            raise TaskNotServed(f"{model.ref} has no encoder to project by", field="model")
+            able = sorted({one.manifest.name for one in parts.engine.models() if one.encoder is not None})
+            raise TaskNotServed(f"{model.ref} has no encoder to project by", field="model", allowed=able)
         fields = form.fields
         self.fmt = _one_of(fields, "format", tuple(FORMATS))
         self.shape = _one_of(fields, "as", SHAPES)
@@ -123,7 +124,7 @@ async def project(request: Request, parts: PartsDep) -> Response:
     record.task = TASK
     timeout_s = requests.timeout_of(headers_in, parts)
     with ExitStack() as held:
-        asked = await read_upload(request, parts, Task.GENERATE, KNOWN, held, _Choices)
+        asked = await read_upload(request, parts, Task.GENERATE, KNOWN, held, partial(_Choices, parts))
         choices, picture = asked.choices, asked.picture
         form = choose_projection(choices.shape, choices.fmt, headers_in.joined(b"accept"))
         work = parts.engine.project(

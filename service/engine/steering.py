@@ -30,6 +30,8 @@ STRENGTH_MAX = 100.0
 WEIGHT_MAX = 1000.0
 PARTS_MOST = 64
 """Of one mix, sources of styles, and directions in one request."""
+ALL_PARTS_MOST = 256
+"""Of all mixes in one request: they are mixed on the event loop, at some 50 microseconds a part."""
 LAYERS_END = 64
 """Layers are numbered below this; the largest StyleGANs have 18."""
 
@@ -166,9 +168,11 @@ def read_mixes(value: object) -> tuple[Mix, ...]:
     listed = _list(value, "mix", 'an array of parts such as {"seed": 1, "weight": 0.7}')
     if not isinstance(listed[0], (list, tuple)):
         return (_mix(listed, "mix"),)
-    return tuple(
-        _mix(_list(one, f"mix[{place}]", "an array of parts"), f"mix[{place}]") for place, one in enumerate(listed)
-    )
+    places = [f"mix[{place}]" for place in range(len(listed))]
+    mixes = tuple(_mix(_list(one, at, "an array of parts"), at) for one, at in zip(listed, places, strict=True))
+    if (parts := sum(map(len, mixes))) > ALL_PARTS_MOST:
+        raise InvalidRequest(f"mix has {parts} parts in all, at most {ALL_PARTS_MOST} in one request", field="mix")
+    return mixes
 
 
 def _mix(parts: Sequence[object], where: str) -> Mix:

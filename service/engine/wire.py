@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float32]
 NPY = b"\x93NUMPY"
 _NUMBERS = "iuf"
 _SHOWN = 60
+_DEEPEST = 3
 
 
 def top(where: str) -> str:
@@ -83,6 +84,30 @@ def from_npy(data: bytes, where: str) -> Floats:
     return finite(np.frombuffer(data, dtype, count, stream.tell()).reshape(shape), where)
 
 
+def numbers_of(value: object, where: str) -> Floats | None:
+    """Numbers in nested lists of one shape, up to three deep, or a NumPy array; None where it is something else.
+
+    Raises:
+        InvalidRequest: a number is not finite in float32.
+    """
+    if not isinstance(value, np.ndarray) and not _are_numbers(value, _DEEPEST):
+        return None
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # of different lengths
+        return None
+    if array.dtype.kind not in _NUMBERS or not array.size:
+        return None
+    return finite(array, where)
+
+
+def _are_numbers(value: object, depth: int) -> bool:
+    """Lists in lists, and numbers in these: NumPy would make room for whatever else it finds, as wide as the widest."""
+    if not isinstance(value, (list, tuple)) or not value or not depth:
+        return False
+    return all(type(one) in (int, float) or _are_numbers(one, depth - 1) for one in value)
+
+
 def latent_of(value: object, where: str) -> Floats:
     """One latent: an array of numbers, one such for each layer, base64 text, or a NumPy array.
 
@@ -92,13 +117,10 @@ def latent_of(value: object, where: str) -> Floats:
     if isinstance(value, str):
         given = from_text(value, where)
     else:
-        try:
-            array = np.asarray(value) if isinstance(value, (list, tuple, np.ndarray)) else None
-        except (ValueError, TypeError, OverflowError):
-            array = None
-        if array is None or array.dtype.kind not in _NUMBERS or not array.size:
+        numbers = numbers_of(value, where)
+        if numbers is None:
             raise InvalidRequest(f"{where}: must be an array of numbers, or base64", field=top(where))
-        given = finite(array, where)
+        given = numbers
     if given.ndim == 3 and len(given) == 1:  # an npy of one row
         given = given[0]
     if not 1 <= given.ndim <= 2:

@@ -119,7 +119,10 @@ async def move(
     height, width, channels = _shape(model)
     _check_number(len(keys), track.frames, max_frames, height * width, max_pixels)
     space, method = _ways(model, wiring, track)
-    rows = [generate.prepare(model, None, None, None, key.label, key.truncation, 1, key.whole) for key in keys]
+    # Of all frames the noise is that of the first key frame: the others need not draw theirs.
+    steerings = [keys[0].whole, *(replace(key.whole, noise="constant", noise_seed=None) for key in keys[1:])]
+    asked = zip(keys, steerings, strict=True)
+    rows = [generate.prepare(model, None, None, None, key.label, key.truncation, 1, own) for key, own in asked]
     tally = Tally()
     if wiring.styled is None:
         inputs = await _plain(wiring, rows, track, method)

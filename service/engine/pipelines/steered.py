@@ -30,10 +30,13 @@ from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.engine.steering import Mix, Push, Source, Steering, mix_fields
 from service.engine.wire import base64_of, nearest
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, TooLarge
 from service.manifest import GenerateSpec
 
 Floats = npt.NDArray[np.float32]
+
+NOISE_MOST = 1 << 22
+"""Numbers of random noise in one request: drawn on the event loop, at some 20 nanoseconds each."""
 
 
 def directions_of(model: LoadedModel) -> dict[str, Floats]:
@@ -419,6 +422,10 @@ def _noise(styled: styles.Styles, spec: GenerateSpec, mixes: Sequence[Mix], stee
         return None
     if steering.noise == "none":
         return np.zeros((len(mixes), space.noise_dim), np.float32)
+    if len(mixes) * space.noise_dim > NOISE_MOST:
+        most = max(1, NOISE_MOST // space.noise_dim)
+        detail = f"noise: random for {len(mixes)} images of this size; at most {most} in one request"
+        raise TooLarge(detail, field="noise", allowed=[most])
     seeds = [mix[0][0].seed if steering.noise_seed is None else steering.noise_seed for mix in mixes]
     if None in seeds:
         raise InvalidRequest("noise_seed: needed for random noise where latents are given", field="noise_seed")

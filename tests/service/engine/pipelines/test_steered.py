@@ -10,6 +10,7 @@ from tinymodels import STYLE_DIM, STYLE_LAYERS, STYLE_NOISE, TINY_LABELS, write_
 
 from service.engine.engine import Engine, EngineOptions, Steering
 from service.engine.latents import latents_from_seeds, noise_from_seeds
+from service.engine.pipelines import steered
 from service.errors import InvalidRequest, TooLarge
 
 NAMED = ("sefa_1", "sefa_2", "glasses")
@@ -258,6 +259,14 @@ async def test_what_else_does_not_fit_is_named(engine):
         await draw(engine, "tiny-rgb", latents=np.zeros((1, 8)), space="w")
     with pytest.raises(TooLarge, match="mix"):
         await draw(engine, "tiny-w", mix=[[{"seed": 1}]] * 65)
+
+
+async def test_noise_that_would_take_too_long_is_refused(engine, monkeypatch):
+    monkeypatch.setattr(steered, "NOISE_MOST", 2 * STYLE_NOISE)
+    await draw(engine, "tiny-w", seeds=[1, 2], noise="random")
+    with pytest.raises(TooLarge, match="at most 2 in one request"):
+        await draw(engine, "tiny-w", seeds=[1, 2, 3], noise="random")
+    await draw(engine, "tiny-w", seeds=[1, 2, 3], noise="none")
 
 
 async def test_a_point_is_mapped_once(engine):
