@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.blending import mix_normal, mix_styles
-from service.engine.latents import check_latents, labels_from_seeds, latents_from_seeds, noise_from_seeds, truncate
+from service.engine.latents import check_latents, latents_from_seeds, noise_from_seeds, truncate
 from service.engine.pipelines import styles
+from service.engine.pipelines.classes import Classes
 from service.engine.pipelines.rows import (
     Labels,
     Rows,
@@ -22,7 +23,6 @@ from service.engine.pipelines.rows import (
     check_alone,
     check_number,
     check_truncated,
-    class_of,
     drawn_seeds,
     labels_as_fed,
 )
@@ -149,14 +149,14 @@ def prepare_steered(
         mixes = [((Source(seed), 1.0),) for seed in drawn_seeds(seeds, count, max_images)]
     truncation = check_truncated(model, truncation)
     own = tuple(mix[0][0].seed if len(mix) == 1 and mix[0][0].label is None else None for mix in mixes)
-    classes = _Classes(spec, labels, steering, len(mixes))
+    classes = Classes(spec, labels, steering, mixes, wiring.styled is not None)
     recipes = tuple(_recipe(mix, steering) for mix in mixes)
     if wiring.styled is None:
         inputs = _plain(model, wiring, spec, mixes, classes, truncation, steering)
         way = None
     else:
         inputs, way = {}, _styled(model, wiring.styled, spec, mixes, classes, truncation, steering)
-    told = tuple(classes.name(place, mix) for place, mix in enumerate(mixes))
+    told = tuple(classes.name(place) for place in range(len(mixes)))
     chance = seeds is None and steering.mixes is None
     key = None if chance else (own, told, truncation, json.dumps(recipes))
     return Rows(inputs, own, told, truncation, key, way, recipes)
@@ -195,77 +195,16 @@ def _recipe(mix: Mix, steering: Steering) -> dict[str, object]:
     return told | steering.fields()
 
 
-@dataclass
-class _Classes:
-    """Which class each point of each image has."""
-
-    spec: GenerateSpec
-    labels: Labels
-    steering: Steering
-    images: int
-    listed: list[int | None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        known, labels = self.spec.labels, self.labels
-        self.listed = [None] * self.images
-        if known is None:
-            if labels is not None:
-                raise InvalidRequest("label: this model has no classes", field="label")
-            return
-        if labels is None:
-            return
-        if self.steering.label_weights is not None:
-            raise InvalidRequest("label: give a class or a mix of classes, not both", field="label")
-        one_or_all = [labels] if isinstance(labels, (int, str, np.integer)) else list(labels)
-        if len(one_or_all) not in (1, self.images):
-            detail = f"label: {len(one_or_all)} labels for {self.images} images, give 1 or {self.images}"
-            raise InvalidRequest(detail, field="label")
-        found = [class_of(known, label) for label in one_or_all]
-        self.listed = list(found * (self.images if len(found) == 1 else 1))
-
-    def of(self, place: int, source: Source) -> int | None:
-        """The class of a point; None for an unconditional model."""
-        known = self.spec.labels
-        if known is None:
-            if source.label is not None:
-                raise InvalidRequest("label: this model has no classes", field="label")
-            return None
-        if source.label is not None:
-            return class_of(known, source.label)
-        listed = self.listed[place]
-        if listed is not None:
-            return listed
-        if source.seed is None:
-            raise InvalidRequest("label: needed where latents are given", field="label", allowed=known)
-        return int(labels_from_seeds([source.seed], len(known))[0])
-
-    def weights(self) -> list[tuple[int, float]] | None:
-        """A mix of classes: indices, and weights whose sum is 1."""
-        given = self.steering.label_weights
-        if given is None or self.spec.labels is None:
-            return None
-        total = sum(weight for _, weight in given)
-        return [(class_of(self.spec.labels, label), weight / total) for label, weight in given if weight]
-
-    def name(self, place: int, mix: Mix) -> str | None:
-        """For the answer; None where there is no class, or none that is an image's alone."""
-        known = self.spec.labels
-        if known is None or self.steering.label_weights is not None:
-            return None
-        found = {self.of(place, source) for source, _ in mix if source.space == "z"}
-        index = found.pop() if len(found) == 1 else self.listed[place] if not found else None
-        return None if index is None else known[index]
-
-
 def _plain(
-    model: LoadedModel, wiring: Wiring, spec: GenerateSpec, mixes: Sequence[Mix], classes: _Classes,
+    model: LoadedModel, wiring: Wiring, spec: GenerateSpec, mixes: Sequence[Mix], classes: Classes,
     truncation: float, steering: Steering,
 ) -> dict[str, Array]:  # fmt: skip
     """Of a model without styles: all happens in z. What cannot be mixed, the class, is that of the first part."""
     z = np.stack([mix_normal([z_of(one, spec) for one, _ in mix], [weight for _, weight in mix]) for mix in mixes])
     z = truncate(z, truncation)
-    for push in steering.directions:
-        z = _pushed(z, directions_of(model)[push.name], push)
+    if steering.directions:
+        known = directions_of(model)
+        z = _pushed(z, [(push, known[push.name]) for push in steering.directions])
     inputs: dict[str, Array] = {wiring.latent: z}
     if wiring.label is None:
         return inputs
@@ -274,7 +213,7 @@ def _plain(
         for index, weight in weights:
             row[index] += weight
         return inputs | {wiring.label: np.repeat(row[None].astype(np.float32), len(mixes), axis=0)}
-    firsts = [classes.of(place, mix[0][0]) for place, mix in enumerate(mixes)]
+    firsts = [classes.of_image(place) for place in range(len(mixes))]
     return inputs | {wiring.label: labels_as_fed(wiring, np.array(firsts, np.int64))}
 
 
@@ -293,10 +232,10 @@ def z_of(source: Source, spec: GenerateSpec) -> Floats:
     return source.latent
 
 
-def _pushed(points: Floats, direction: Floats, push: Push) -> Floats:
-    """Points moved along a direction, whose length counts."""
-    moved = points + push.strength * direction.astype(np.float64)
-    return np.asarray(moved, np.float32)
+def _pushed(points: Floats, vectors: Sequence[tuple[Push, Floats]]) -> Floats:
+    """Points moved along directions, whose lengths count; rounded once."""
+    total = sum(push.strength * direction.astype(np.float64) for push, direction in vectors)
+    return np.asarray(points + total, np.float32)
 
 
 @dataclass
@@ -346,7 +285,7 @@ class _Image:
 
 
 def _styled(
-    model: LoadedModel, styled: styles.Styles, spec: GenerateSpec, mixes: Sequence[Mix], classes: _Classes,
+    model: LoadedModel, styled: styles.Styles, spec: GenerateSpec, mixes: Sequence[Mix], classes: Classes,
     truncation: float, steering: Steering,
 ) -> styles.Way:  # fmt: skip
     """Of a model with styles: all happens in w, layer by layer."""
@@ -382,7 +321,7 @@ def _styled(
     return styles.Way(points.inputs(), points.seeds, assemble, _noise(styled, spec, mixes, steering))
 
 
-def _labelled(source: Source, mix: Mix, classes: _Classes) -> Source:
+def _labelled(source: Source, mix: Mix, classes: Classes) -> Source:
     """A source of styles is of the picture's class, where it has none of its own: that of the first part."""
     if source.label is not None or classes.spec.labels is None:
         return source
@@ -409,9 +348,10 @@ def _assembled(
     end = layers if cutoff is None else cutoff
     flat = out[:, :end].reshape(-1, wide)
     out[:, :end] = styles.truncate_styles(flat, styled.mean_w, truncation).reshape(len(images), end, wide)
-    for push, direction in vectors:
-        pushed = list(range(layers) if push.layers is None else push.layers)
-        out[:, pushed] = _pushed(out[:, pushed], direction, push)
+    for layer in range(layers):
+        here = [(push, row) for push, row in vectors if push.layers is None or layer in push.layers]
+        if here:
+            out[:, layer] = _pushed(out[:, layer], here)
     return out
 
 

@@ -205,6 +205,23 @@ async def test_classes_mix_in_w(engine):
     np.testing.assert_array_equal(style.latents[:, 1], square[:, 1])
 
 
+async def test_a_mix_without_a_class_is_of_the_first_parts(engine):
+    for model, label in (("tiny-grey", "Triangle"), ("tiny-mixed", "Triangle"), ("tiny-kinds", None)):
+        mixed = await draw(engine, model, mix=[{"seed": 0}, {"seed": 1}])  # of the classes 2 and 0
+        assert mixed.labels == (label,)
+        if label:
+            same(mixed, await draw(engine, model, mix=[{"seed": 0}, {"seed": 1}], labels=label))
+
+
+async def test_directions_are_summed_before_they_are_rounded(engine):
+    pushes = {"sefa_1": 0.3, "sefa_2": {"strength": -0.7, "layers": 1}}
+    plain, moved = await draw(engine, "tiny-w", seeds=[1]), await draw(engine, "tiny-w", seeds=[1], directions=pushes)
+    one, two, _ = np.random.RandomState(7).randn(3, STYLE_DIM).astype(np.float32).astype(float)
+    np.testing.assert_array_equal(moved.latents[0, 0], (plain.latents[0, 0] + 0.3 * one).astype(np.float32))
+    both = plain.latents[0, 1] + (0.3 * one + -0.7 * two)
+    np.testing.assert_array_equal(moved.latents[0, 1], both.astype(np.float32))
+
+
 async def test_classes_mix_where_the_graph_takes_weights(engine):
     by_name = await draw(engine, "tiny-mixed", seeds=[3, 4], labels="Square")
     by_weight = await draw(engine, "tiny-mixed", seeds=[3, 4], label={"Square": 5})
