@@ -93,7 +93,7 @@ def loss(images: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar; 0 for equal images, about 1 for unrelated ones.
     """
-    network = load_vgg(LOSS_BLOCKS)
+    network = load_vgg(LOSS_BLOCKS).to(images.device)
     with torch.no_grad():
         wanted = network(targets, activated=False)
     found = network(images, activated=False)
