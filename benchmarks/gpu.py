@@ -126,8 +126,10 @@ def failed(found: Found) -> bool:
 
 
 def lines(name: str, found: Found) -> Iterator[str]:
-    """One line for each figure of a section."""
+    """One line for each figure of a section; of a traceback its last line, the file has all of it."""
     for key, value in found.items():
+        if isinstance(value, dict) and "error" in value:
+            value = {**value, "error": value["error"].strip().splitlines()[-1]}
         text = value if isinstance(value, str) else json.dumps(value)
         yield f"{name:9} {key}: {text}"
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,6 @@ from benchmarks.gpuground import (
 )
 from benchmarks.processes import free_port, ganymede, running
 from service.engine.engine import Engine, EngineOptions, ModelInfo
-from service.engine.idle import shrink
 from service.engine.recovery import RecoveringSession
 from service.engine.session import Arrays, OrtSession
 from service.errors import GanymedeError
@@ -41,6 +41,7 @@ from service.manifest import GraphSpec, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 16, 64)
+READY_S = 60.0
 LEAST_BYTES, MOST_BYTES = 1 << 24, 1 << 33
 """The bounds on a device's memory that are tried, doubling, until one row fits."""
 
@@ -73,8 +74,10 @@ async def _engine(ground: Ground, tell: Tell) -> None:
                 tell(f"{info.ref}, work", {"error": traceback.format_exc()})
         tell("device_mb_after_work", used_mb())
         for model in one._open_repository().loaded:
-            for graph in model.graphs.values():
-                await asyncio.to_thread(shrink, graph.sessions, graph.row)
+            for name, graph in model.graphs.items():
+                for session in dict.fromkeys(graph.sessions):  # as `idle.shrink`, which would keep a failure to itself
+                    done = await asyncio.to_thread(guarded, partial(session.shrink, graph.row))
+                    tell(f"{model.ref}, shrink of {name}", done or "done")
         tell("device_mb_after_shrink", used_mb())
     gc.collect()
     tell("device_mb_after_unload", used_mb())
@@ -189,31 +192,68 @@ def alone(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def server(ground: Ground, tell: Tell) -> None:
-    """`python -m service bench` against a server on the device, and beside it one on the CPU under the most clients."""
+    """`python -m service bench` against a server on the device, then under the most clients beside others.
+
+    The others: plans that are measured for longer and may be wider, further lanes, the CPU.
+    """
     folders = ground.generators()
     names = [folder.parent.name for folder in folders][-2:]
+    most, device = CLIENTS[-1:], ("--providers", ground.provider)
+    wide = ("--profile-s", f"{ground.seconds / 5:g}", "--max-batch", "256")
+    beside = {
+        "wider plans": (*device, *wide),
+        "three lanes": (*device, "--lanes", "3"),
+        "the CPU": ("--providers", "cpu"),
+    }
     with alone(folders) as models:
         for name in names:
-            tell(name, guarded(partial(_served, ground, models, name, ground.provider, CLIENTS)))
+            tell(name, guarded(partial(_served, ground, models, name, device, CLIENTS)))
         if ground.provider != "cpu":
-            tell(f"{names[-1]}, on the CPU", guarded(partial(_served, ground, models, names[-1], "cpu", CLIENTS[-1:])))
+            for title, flags in beside.items():
+                tell(f"{names[0]}, {title}", guarded(partial(_served, ground, models, names[0], flags, most)))
 
 
-def _served(ground: Ground, models: Path, name: str, provider: str, clients: Sequence[int]) -> Found:
-    port, began_s, seconds = free_port(), time.perf_counter(), ground.seconds / 14
-    found: Found = {}
-    with running(ganymede(models, port, "--providers", provider), {}, ROOT, port, [name]) as family:
+def _served(ground: Ground, models: Path, name: str, flags: Sequence[str], clients: Sequence[int]) -> Found:
+    port, began_s, seconds = free_port(), time.perf_counter(), ground.seconds / 16
+    url, found = f"http://127.0.0.1:{port}", {}
+    with running(ganymede(models, port, *flags), {}, ROOT, port, []) as family:
+        _wait(url)
         found["ready_s"] = round(time.perf_counter() - began_s, 2)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/models/{name}", timeout=10) as answer:
-            told = json.load(answer)
+        told = json.loads(_page(f"{url}/models/{name}"))
         found |= {key: told[key] for key in ("providers", "provider_notes", "plans") if key in told}
         for count in clients:
             command = [sys.executable, "-m", "service", "bench", "--json", "--model", name, "--clients", str(count)]
-            command += ["--url", f"http://127.0.0.1:{port}", "--seconds", str(seconds)]
+            command += ["--url", url, "--seconds", str(seconds)]
             ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 + seconds)
             found[f"{count} clients"] = json.loads(ended.stdout) if ended.returncode == 0 else ended.stderr[-2000:]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            page = answer.read().decode()
-        found["memory"] = [line for line in page.splitlines() if line.startswith("ganymede_device_memory")]
+        lines = _page(f"{url}/metrics").decode().splitlines()
+        found["memory"] = [line for line in lines if line.startswith("ganymede_device_memory")]
         found["printed"] = family.printed(600)
     return found
+
+
+def _wait(url: str) -> None:
+    """Until the server is ready.
+
+    Raises:
+        RuntimeError: it is not within READY_S, or will never be; holds what `/readyz` says.
+    """
+    end_s, said = time.monotonic() + READY_S, "no answer"
+    while time.monotonic() < end_s:
+        try:
+            _page(f"{url}/readyz")
+            return
+        except urllib.error.HTTPError as error:
+            said = error.read().decode()
+            if json.loads(said)["state"] in ("failed", "no-models"):
+                break
+        except OSError:
+            said = "no answer"
+        time.sleep(0.05)
+    raise RuntimeError(f"not ready: {said}")
+
+
+def _page(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        body: bytes = answer.read()
+        return body

@@ -41,13 +41,12 @@ VARIANTS: dict[str, dict[str, str]] = {
     "as served": {},
     "heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
     "default": {"cudnn_conv_algo_search": "DEFAULT"},
-    "exhaustive": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
     "deterministic": {},
     "channels last": {"prefer_nhwc": "1"},
     "TF32": {"use_tf32": "1"},
     "no cuDNN": {"enable_cudnn": "0"},
 }
-"""Options of CUDA that might change which kernels run, and with them speed and bits."""
+"""Options of CUDA that might change which kernels run, and with them speed and bits; EXHAUSTIVE is the default."""
 
 
 # --- models: what was got, and its pixels beside the CPU's -------------------------

@@ -48,6 +48,7 @@ def test_every_section_has_its_figures(models, tmp_path):
     assert all(rate["ms"] > 0 and rate["plain_ms"] > 0 for rate in found["rates"]["tiny-rgb"])
     assert found["engine"]["refused"] == {} and found["engine"]["tiny-x2@1, work"]["same_twice"]
     assert set(found["engine"]["tiny-rgb@1, work"].values()) == {True}
+    assert found["engine"]["tiny-x2@1, shrink of generator"] == "done"
     assert found["shortage"]["first"]["equal_share"] == 1 and found["shortage"]["engine"]["work"]["same_twice"]
     assert found["server"]["tiny-rgb"]["16 clients"]["ends"].keys() == {"200"}
     assert found["variants"]["tiny-rgb, as served"]["same_after_reload"]
