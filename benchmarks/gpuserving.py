@@ -143,7 +143,8 @@ def shortage(ground: Ground, tell: Tell) -> None:
 
 def _least_bound(ground: Ground, folder: Path, graph: GraphSpec, row: Arrays) -> tuple[int, Found]:
     """The first bound under which a session opens and runs one row; and what the lower ones said."""
-    bound, tried = LEAST_BYTES, {}
+    bound = LEAST_BYTES
+    tried: Found = {}
     while True:
         try:
             session_of(folder, graph, ground.provider, bound).run(row)
@@ -215,7 +216,8 @@ def server(ground: Ground, tell: Tell) -> None:
 
 def _served(ground: Ground, models: Path, name: str, flags: Sequence[str], clients: Sequence[int]) -> Found:
     port, began_s, seconds = free_port(), time.perf_counter(), ground.seconds / 16
-    url, found = f"http://127.0.0.1:{port}", {}
+    url = f"http://127.0.0.1:{port}"
+    found: Found = {}
     with running(ganymede(models, port, *flags), {}, ROOT, port, []) as family:
         _wait(url)
         found["ready_s"] = round(time.perf_counter() - began_s, 2)

@@ -130,7 +130,8 @@ def rates(ground: Ground, tell: Tell) -> None:
 def _rates(ground: Ground, folder: Path, sizes: tuple[int, ...], window_s: float) -> list[Found]:
     graph, feeds = feeds_of(folder, max(sizes), SIDE)
     session = session_of(folder, graph, ground.provider)
-    end_s, found = time.monotonic() + PATIENCE * len(sizes) * window_s, []
+    end_s = time.monotonic() + PATIENCE * len(sizes) * window_s
+    found: list[Found] = []
     for rows in sizes:
         if found and time.monotonic() > end_s:
             break  # a device on which wide runs take long; what is missing was not measured
