@@ -63,7 +63,8 @@ def pictures(rows: int, side: int, channels: int) -> np.ndarray:
     y, x = np.mgrid[:side, :side] / side
     phase = rng.rand(rows, 1, 1, channels) * 6
     waves = 100 * np.sin(9 * x[None, :, :, None] + 5 * y[None, :, :, None] ** 2 + phase)
-    return np.clip(128 + waves + 8 * rng.randn(rows, side, side, channels), 0, 255).astype(np.uint8)
+    made: np.ndarray = np.clip(128 + waves + 8 * rng.randn(rows, side, side, channels), 0, 255).astype(np.uint8)
+    return made
 
 
 def session_of(folder: Path, graph: GraphSpec, provider: str, memory_bytes: int | None = None) -> OrtSession:
