@@ -210,7 +210,8 @@ def _open(
         number = device_ids(name, device.ids)[0] if device_id is None else device_id
         wanted = provider_list(name, device, number)
         try:
-            session = ort.InferenceSession(str(path), _options(threads), providers=wanted)
+            # Without its own fallback, which prints the reason, keeps it from us and makes another session on the CPU.
+            session = ort.InferenceSession(str(path), _options(threads), providers=wanted, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             reason = str(error).splitlines()[0][:300]
             if name == "cpu":

@@ -50,7 +50,7 @@ class TestProviders:
         monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
         real = onnxruntime.InferenceSession
 
-        def falls_back(path, options, providers):
+        def falls_back(path, options, providers, **_):
             return real(path, options, providers=["CPUExecutionProvider"])
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
@@ -59,6 +59,26 @@ class TestProviders:
         assert [note.split(":")[0] for note in session.why] == ["tensorrt", "cuda", "webgpu"]
         assert all("fell back" in note for note in session.why)
         with pytest.raises(ProviderUnavailable, match="fell back"):
+            tiny_session(tiny_models, providers=("cuda",))
+
+    def test_why_a_provider_could_not_be_made_is_told(self, tiny_models, monkeypatch, capsys):
+        """Left to itself ONNX Runtime prints the reason and hands out a session on the CPU instead."""
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+        monkeypatch.setattr(providers, "missing", lambda name: None if name in ("cuda", "cpu") else "not here")
+        monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
+        real = onnxruntime.InferenceSession._create_inference_session
+
+        def create(session, asked, *rest):
+            if asked[0][0] == "CUDAExecutionProvider":
+                raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient\nand more lines")
+            return real(session, asked, *rest)
+
+        monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+        session = tiny_session(tiny_models, providers=("cuda", "cpu"))
+        assert session.provider == "cpu"
+        assert session.why == ("cuda: CUDA failure 35: CUDA driver version is insufficient",)
+        assert capsys.readouterr().out == ""
+        with pytest.raises(ProviderUnavailable, match="CUDA failure 35"):
             tiny_session(tiny_models, providers=("cuda",))
 
     def test_what_was_named_must_work(self, monkeypatch):

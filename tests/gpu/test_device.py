@@ -1,4 +1,9 @@
-"""The service on a GPU provider that any machine has: WebGPU over a software device. Says nothing of speed."""
+"""The service on a real GPU provider: WebGPU, which any machine has over a software device, or what GPU_PROVIDER names.
+
+    GPU_PROVIDER=cuda python -m pytest -m gpu tests/gpu    # on a machine with an NVIDIA device
+
+Says nothing of speed.
+"""
 
 import io
 import os
@@ -17,6 +22,7 @@ from tinymodels import write_tiny
 
 from service.engine.engine import Engine, EngineOptions
 from service.engine.idle import shrink
+from service.engine.providers import PROVIDERS
 from service.engine.recovery import RecoveringSession
 from service.engine.session import IMAGE_LEVELS, IMAGE_SHARE, OrtSession, check_golden
 from service.errors import RunFailed
@@ -25,6 +31,7 @@ from service.package import read_golden, read_package
 pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
+PROVIDER = os.environ.get("GPU_PROVIDER", "webgpu")
 SHIPPED = sorted(path.parent for path in (ROOT / "models").glob("*/*/manifest.json"))
 
 
@@ -49,11 +56,11 @@ def assert_same_picture(one, other):
     assert one.shape == other.shape and (distance > IMAGE_LEVELS).sum() <= IMAGE_SHARE * distance.size
 
 
-def test_auto_takes_webgpu_and_says_why_nothing_better(models):
+def test_auto_takes_the_gpu_and_says_why_nothing_better(models):
     session, _ = session_of(models / "tiny-rgb" / "1")
-    assert session.provider == "webgpu"
-    assert session._session.get_providers()[0] == "WebGpuExecutionProvider"
-    assert [note.split(":")[0] for note in session.why] == ["tensorrt", "cuda"]
+    assert session.provider == PROVIDER
+    assert session._session.get_providers()[0] == PROVIDERS[PROVIDER]
+    assert [note.split(":")[0] for note in session.why] == list(PROVIDERS)[: list(PROVIDERS).index(PROVIDER)]
 
 
 def test_outputs_stay_on_the_device_until_they_are_copied(models):
@@ -86,7 +93,7 @@ def test_pixels_are_the_cpus_in_any_batch(models, rows):
 
 
 def test_an_idle_session_gives_back_what_it_can_and_draws_the_same(models):
-    """The provider has no arena on the device that could shrink; what is on the CPU does, and nothing else changes."""
+    """WebGPU has no arena on the device that could shrink; what is on the CPU does, and nothing else changes."""
     session, golden = session_of(models / "tiny-rgb" / "1")
     recovering = RecoveringSession(session, lambda on_cpu: session, model="tiny-rgb@1")
     before = recovering.run({"z": golden["z"]})["image"]
@@ -94,12 +101,16 @@ def test_an_idle_session_gives_back_what_it_can_and_draws_the_same(models):
     np.testing.assert_array_equal(recovering.run({"z": golden["z"]})["image"], before)
 
 
-async def test_the_device_is_the_one_that_the_provider_picks(models):
-    """ONNX Runtime cannot be told another one, so what is asked is for NVIDIA devices alone."""
-    options = EngineOptions(models=models, poll_models_s=None, devices=(3,), profile_s=0)
+async def test_a_device_that_is_asked_for_must_be_there_where_one_can_be_asked_for(models):
+    """ONNX Runtime cannot be told which device WebGPU is to take, so what is asked is for NVIDIA devices alone."""
+    options = EngineOptions(models=models, providers=(PROVIDER,), poll_models_s=None, devices=(99,), profile_s=0)
     async with Engine(options) as engine:
-        info = engine.model("tiny-rgb")
-        assert engine.refused == {} and info.providers == ("webgpu",) and info.plan.devices == (0,)
+        if PROVIDER == "webgpu":
+            info = engine.model("tiny-rgb")
+            assert engine.refused == {} and info.providers == (PROVIDER,) and info.plan.devices == (0,)
+        else:
+            assert set(engine.refused) == {"tiny-rgb@1", "tiny-grey@1"}
+            assert all("there is no device 99" in reason for reason in engine.refused.values())
 
 
 if SHIPPED:  # a fresh clone without models has no such test, rather than one that is skipped
@@ -107,7 +118,7 @@ if SHIPPED:  # a fresh clone without models has no such test, rather than one th
     @pytest.mark.parametrize("folder", SHIPPED, ids=[f"{path.parent.name}@{path.name}" for path in SHIPPED])
     def test_shipped_models_answer_as_recorded(folder):
         session, golden = session_of(folder)
-        assert session.provider == "webgpu"
+        assert session.provider == PROVIDER
         check_golden(session, golden, model=folder.parent.name)
 
 
@@ -118,7 +129,7 @@ async def test_the_engine_draws_the_same_on_either(models):
             assert engine.refused == {}
             info = engine.model("tiny-grey")
             drawn[provider] = await engine.generate("tiny-grey", seeds=range(12), labels="Square")
-            assert info.providers == (("webgpu",) if provider == "auto" else ("cpu",))
+            assert info.providers == ((PROVIDER,) if provider == "auto" else ("cpu",))
             assert info.plan.lanes == 1 or provider == "cpu"
     assert_same_picture(drawn["auto"].images, drawn["cpu"].images)
 
@@ -140,7 +151,7 @@ def test_a_device_that_runs_out_of_memory_is_left_for_the_cpu(models):
     session = RecoveringSession(Full(), lambda on_cpu: session_of(folder, "cpu")[0] if on_cpu else Full(), model="m")
     golden = read_golden(folder, read_package(folder))["generator"]
     np.testing.assert_array_equal(session.run({"z": golden["z"]})["image"], golden["image"])
-    assert session.provider == "cpu" and "webgpu given up" in session.notes[-1]
+    assert session.provider == "cpu" and f"{PROVIDER} given up" in session.notes[-1]
 
 
 def wait_for(look, timeout_s=120.0):
@@ -161,11 +172,11 @@ def test_the_server_from_end_to_end(models):
     try:
         address = wait_for(lambda: next((word for row in lines for word in row.split() if "http://" in word), None))
         wait_for(lambda: httpx.get(f"{address}/readyz").status_code == 200)
-        assert "webgpu" in httpx.get(f"{address}/models/tiny-rgb").text
+        assert PROVIDER in httpx.get(f"{address}/models/tiny-rgb").text
         reply = httpx.post(f"{address}/generate", json={"model": "tiny-rgb", "seed": 7})
         assert reply.status_code == 200 and reply.headers["content-type"] == "image/png", reply.text
         picture = np.asarray(Image.open(io.BytesIO(reply.content)))
-        assert 'provider="webgpu"' in httpx.get(f"{address}/metrics").text
+        assert f'provider="{PROVIDER}"' in httpx.get(f"{address}/metrics").text
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (0, -signal.SIGTERM)
     finally:
