@@ -1,18 +1,19 @@
-"""Drawing in shards: a stand-in for `node` draws one-coloured faces; what is tested is what surrounds the drawing."""
+"""Drawing in shards: a stand-in for `node` draws in one colour; what is tested is what surrounds the drawing."""
 
+import dataclasses
 import io
 import json
 import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from training.datasets import faces
+from training.datasets import drawn, faces, portraits, public
 from training.datasets.errors import ClientFailed, ClientMissing
 from training.datasets.packages import Fetched
 
+STYLE = faces.STYLE
 NODE = """#!{python}
 import json, os, sys
 order = json.load(sys.stdin)
@@ -42,14 +43,14 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "node").write_text(NODE.format(python=sys.executable, folder=str(folder)))
     (folder / "node").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(faces, "SHARD", 4)
+    monkeypatch.setattr(drawn, "SHARD", 4)
     return folder
 
 
 @pytest.fixture
 def fetched(tmp_path: Path) -> list[Fetched]:
     out = []
-    for package in faces.PACKAGES:
+    for package in STYLE.packages:
         path = tmp_path / f"{package.stem}{package.version}.tgz"
         with tarfile.open(path, "w:gz") as tar:
             entry = tarfile.TarInfo("package/package.json")
@@ -61,49 +62,59 @@ def fetched(tmp_path: Path) -> list[Fetched]:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
-def test_faces_and_attributes_are_in_order_of_their_seeds(
+def test_pictures_and_attributes_are_in_order_of_their_seeds(
     tmp_path: Path, node: Path, fetched: list[Fetched], processes: int
 ) -> None:
-    arrays, attributes = faces.build(fetched, tmp_path / "work", 10, 3, processes)
+    arrays, attributes = drawn.build(STYLE, fetched, tmp_path / "work", 10, 3, processes)
     assert arrays["train_images"].shape == (10, 64, 64, 3) and arrays["test_images"].shape == (3, 64, 64, 3)
     assert arrays["train_images"][:, 0, 0, 0].tolist() == list(range(10))
-    assert arrays["test_images"][:, 9, 9, 2].tolist() == [(faces.TEST_SEEDS + i) % 251 for i in range(3)]
+    assert arrays["test_images"][:, 9, 9, 2].tolist() == [(drawn.TEST_SEEDS + i) % 251 for i in range(3)]
     lines = [json.loads(line) for line in attributes.decode().splitlines()]
     assert [(line["split"], line["index"]) for line in lines] == [
         *(("train", i) for i in range(10)),
         *(("test", i) for i in range(3)),
     ]
-    assert [line["seed"] for line in lines] == [*range(10), *range(faces.TEST_SEEDS, faces.TEST_SEEDS + 3)]
+    assert [line["seed"] for line in lines] == [*range(10), *range(drawn.TEST_SEEDS, drawn.TEST_SEEDS + 3)]
     names = {path.parent.relative_to(tmp_path).as_posix() for path in (tmp_path / "work").rglob("package.json")}
-    assert {name.split("node_modules/")[1] for name in names} == {package.name for package in faces.PACKAGES}
+    assert {name.split("node_modules/")[1] for name in names} == {package.name for package in STYLE.packages}
 
 
 def test_an_interrupted_drawing_goes_on_where_it_stopped(tmp_path: Path, node: Path, fetched: list[Fetched]) -> None:
     (node / "fail-after").touch()
     with pytest.raises(ClientFailed, match="out of ink"):
-        faces.build(fetched, tmp_path / "work", 10, 3, 1)
+        drawn.build(STYLE, fetched, tmp_path / "work", 10, 3, 1)
     assert (node / "log").read_text().split() == ["4"]
     (node / "fail-after").unlink()
-    arrays, _ = faces.build(fetched, tmp_path / "work", 10, 3, 1)
+    arrays, _ = drawn.build(STYLE, fetched, tmp_path / "work", 10, 3, 1)
     assert (node / "log").read_text().split() == ["4", "4", "2", "3"]
     assert arrays["train_images"][:, 0, 0, 0].tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(
+    "style", [portraits.STYLE, dataclasses.replace(STYLE, order={**STYLE.order, "crop": "0 0 9 9"})]
+)
 def test_shards_of_another_drawing_are_not_taken(
-    tmp_path: Path, node: Path, fetched: list[Fetched], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, node: Path, fetched: list[Fetched], style: drawn.Style
 ) -> None:
-    faces.build(fetched, tmp_path / "work", 4, 4, 1)
-    monkeypatch.setattr(faces, "BACKGROUND", "#000000")
-    faces.build(fetched, tmp_path / "work", 4, 4, 1)
+    drawn.build(STYLE, fetched, tmp_path / "work", 4, 4, 1)
+    drawn.build(STYLE, fetched, tmp_path / "work", 4, 4, 1)
+    assert (node / "log").read_text().split() == ["4"] * 2
+    drawn.build(style, fetched, tmp_path / "work", 4, 4, 1)
     assert (node / "log").read_text().split() == ["4"] * 4
 
 
 def test_without_node_it_is_said(tmp_path: Path, fetched: list[Fetched], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClientMissing, match="node"):
-        faces.build(fetched, tmp_path / "work", 4, 4)
+        drawn.build(STYLE, fetched, tmp_path / "work", 4, 4)
+
+
+@pytest.mark.parametrize("style", [faces.STYLE, portraits.STYLE])
+def test_every_style_has_its_module_its_crop_and_the_rasteriser(style: drawn.Style) -> None:
+    assert "export async function load(" in style.module.read_text()
+    _, _, width, height = style.order["crop"].split()
+    assert width == height and drawn.RESVG in style.packages
 
 
 def test_train_and_test_seeds_do_not_meet() -> None:
-    assert faces.TEST_SEEDS > 22_000
-    assert np.unique([len(package.sha256) for package in faces.PACKAGES]).tolist() == [64]
+    assert max(public.PUBLIC[name].counts[0] for name in ("faces", "portraits")) <= drawn.TEST_SEEDS

@@ -1,6 +1,7 @@
-// Renders a range of drawn faces as raw pixels: one line of JSON on stdin says what, one line per shard on stdout says done.
+// Renders a range of drawings as raw pixels: one line of JSON on stdin says what, one line per shard on stdout says done.
 //
-// Every face has its own seed and its own stream of random numbers, so a face does not depend on the others, on their
+// `order.style` is a module whose `load` gives a function from a seed and its stream of random numbers to an SVG and a
+// line of attributes. Every drawing has its own seed and its own stream, so it does not depend on the others, on their
 // order, or on how many processes draw. Rasterising with WebAssembly gives the same bits on every machine.
 import fs from "node:fs";
 import path from "node:path";
@@ -8,13 +9,14 @@ import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const order = JSON.parse(fs.readFileSync(0, "utf8"));
-const { modules, shards, size, oversample, crop, background, palettes } = order;
+const { modules, shards, size, oversample, background } = order;
 const from = (file) => import(pathToFileURL(path.join(modules, file)).href);
-const { generate, faceToSvgString } = await from("facesjs/build/index.js");
+const { load } = await import(pathToFileURL(order.style).href);
+const draw = await load(from, order);
 const { initWasm, Resvg } = createRequire(path.join(modules, "x.js"))("@resvg/resvg-wasm");
 await initWasm(fs.readFileSync(path.join(modules, "@resvg/resvg-wasm/index_bg.wasm")));
 
-// mulberry32: a 32-bit counter through an integer mixer; facesjs draws from Math.random, so that is what is replaced.
+// mulberry32: a 32-bit counter through an integer mixer, numbers in [0, 1).
 function stream(seed) {
   let state = Math.imul(seed ^ 0x9e3779b9, 0x85ebca6b) >>> 0;
   return () => {
@@ -25,13 +27,7 @@ function stream(seed) {
   };
 }
 
-function draw(seed) {
-  Math.random = stream(seed);
-  const gender = Math.random() < 0.5 ? "female" : "male";
-  const teamColors = palettes[Math.floor(Math.random() * palettes.length)];
-  const face = generate({ teamColors }, { gender });
-  const svg = faceToSvgString(face).replace('viewBox="0 0 400 600"', `viewBox="${crop}"`);
-  const attributes = JSON.stringify({ seed, gender, ...face }); // after drawing: under a hat, another hair is drawn
+function rasterise(svg) {
   const width = size * oversample;
   const resvg = new Resvg(svg, { fitTo: { mode: "width", value: width }, background, font: { loadSystemFonts: false } });
   const image = resvg.render();
@@ -39,7 +35,7 @@ function draw(seed) {
   if (image.width !== width || image.height !== width) throw new Error(`rendered ${image.width}x${image.height}`);
   image.free();
   resvg.free();
-  return { attributes, pixels };
+  return pixels;
 }
 
 // Mean over oversample x oversample blocks: area filtering with integer sums, alpha dropped (the background is opaque).
@@ -60,9 +56,9 @@ for (const { target, seeds } of shards) {
   const out = new Uint8Array(seeds.length * size * size * 3);
   const lines = [];
   seeds.forEach((seed, index) => {
-    const { attributes, pixels } = draw(seed);
-    shrink(pixels, out, index * size * size * 3);
-    lines.push(attributes + "\n");
+    const { svg, attributes } = draw(seed, stream(seed));
+    shrink(rasterise(svg), out, index * size * size * 3);
+    lines.push(JSON.stringify(attributes) + "\n");
   });
   fs.writeFileSync(`${target}.jsonl`, lines.join(""));
   fs.writeFileSync(`${target}.rgb.tmp`, out);
