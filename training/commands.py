@@ -200,6 +200,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--run", required=True, help="the run's directory")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     parser.add_argument("--samples", type=int, default=5000, help="images on each side; fewer where fewer are held out")
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="RUN", help="another run on the same pairs, in the same table"
+    )
     parser.add_argument("--data", help="the data set, where it is not the one that the run was trained on")
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
