@@ -15,7 +15,7 @@ from training.datasets import DataError, DataReport, PairOptions, PairSet, load_
 from training.datasets.pairs import Pairs, examples
 from training.datasets.prepared import write_npz
 from training.evaluation.classical import answers
-from training.evaluation.pairwise import PairReport, PairRow, compare, quick
+from training.evaluation.pairwise import PairReport, PairRow, compare_all, quick
 from training.family import Family
 from training.monitors.blow_up import BlowUp
 from training.recipe import Recipe
@@ -115,16 +115,17 @@ def _title(run: exporting.TrainedRun) -> str:
     return f"{what}, {run.images_seen / 1000:.0f} kimg"
 
 
+def _output(run: exporting.TrainedRun, sources: np.ndarray) -> np.ndarray:
+    return translate(run.nets["generator"], sources, 2**run.recipe.downsamplings)
+
+
 def _table(
     run: exporting.TrainedRun, beside: Sequence[exporting.TrainedRun], pairs: Pairs, count: int, tints: np.ndarray
 ) -> list[PairRow]:
     recipe = run.recipe
     sources, targets = examples(pairs, count)
-    nets = {"this model": run, **{_title(other): other for other in beside}}
-    outputs = {
-        name: translate(net.nets["generator"], sources, 2**net.recipe.downsamplings) for name, net in nets.items()
-    }
-    rows = {**outputs, **answers(recipe.degradation, sources, tints, recipe.scale)}
+    rows = {"this model": _output(run, sources), **answers(recipe.degradation, sources, tints, recipe.scale)}
+    rows |= {_title(other): _output(other, sources) for other in beside}
     return _rows({name: (images, targets) for name, images in rows.items()}, paired=True)
 
 
@@ -144,11 +145,10 @@ def _unpaired_tables(run: exporting.TrainedRun, pairs: Pairs, count: int) -> dic
 
 
 def _rows(shown: Mapping[str, tuple[np.ndarray, np.ndarray]], *, paired: bool) -> list[PairRow]:
-    rows = []
-    for name, (images, targets) in shown.items():
-        print(f"{name}: {len(images)} images", file=sys.stderr)
-        rows.append(compare(name, images, targets, paired=paired, perceptual=perceptual.WEIGHTS.is_file()))
-    return rows
+    print(f"judging {', '.join(shown)}", file=sys.stderr)
+    answered = {name: images for name, (images, _) in shown.items()}
+    wanted = {name: targets for name, (_, targets) in shown.items()}
+    return compare_all(answered, wanted, paired=paired, perceptual=perceptual.WEIGHTS.is_file())
 
 
 def _find_weights(args: argparse.Namespace) -> None:
