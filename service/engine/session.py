@@ -205,7 +205,7 @@ def _open(
 ) -> tuple[Any, str, int, tuple[str, ...]]:
     """Try each candidate; the first session that really got its provider wins."""
     chosen = candidates(providers)
-    notes = list(chosen.skipped)
+    notes: list[str] = []
     for name in chosen.names:
         number = device_ids(name, device.ids)[0] if device_id is None else device_id
         wanted = provider_list(name, device, number)
@@ -219,8 +219,9 @@ def _open(
             notes.append(f"{name}: {reason}")
             continue
         if session.get_providers()[0] == PROVIDERS[name]:
-            return session, name, number, tuple(notes)
+            return session, name, number, (*chosen.passed_over(name), *notes)
         notes.append(f"{name}: onnxruntime fell back to {session.get_providers()[0]}")
+    notes = [*(f"{name}: {why}" for name, why in chosen.skipped.items()), *notes]
     raise ProviderUnavailable("providers: none of those asked for works: " + "; ".join(notes))
 
 

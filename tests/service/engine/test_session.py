@@ -36,10 +36,7 @@ class TestProviders:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
         chosen = candidates(("auto",))
         assert chosen.names == ("webgpu", "cpu")
-        assert chosen.skipped == (
-            "tensorrt: no NVIDIA driver with a device",
-            "cuda: no NVIDIA driver with a device",
-        )
+        assert chosen.skipped == dict.fromkeys(("tensorrt", "cuda"), "no NVIDIA driver with a device")
         session = tiny_session(tiny_models, providers=("auto",))
         assert session.provider == "cpu" and len(session.why) == 3
 
@@ -60,6 +57,15 @@ class TestProviders:
         assert all("fell back" in note for note in session.why)
         with pytest.raises(ProviderUnavailable, match="fell back"):
             tiny_session(tiny_models, providers=("cuda",))
+
+    def test_what_is_no_better_needs_no_reason(self, monkeypatch):
+        """An onnxruntime for NVIDIA devices lacks WebGPU; that is nothing to say of a session on CUDA."""
+        monkeypatch.setattr(providers, "missing", lambda name: None if name in ("cuda", "cpu") else "not here")
+        monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
+        chosen = candidates(("auto",))
+        assert chosen.names == ("cuda", "cpu")
+        assert chosen.passed_over("cuda") == ("tensorrt: not here",)
+        assert chosen.passed_over("cpu") == ("tensorrt: not here", "webgpu: not here")
 
     def test_why_a_provider_could_not_be_made_is_told(self, tiny_models, monkeypatch, capsys):
         """Left to itself ONNX Runtime prints the reason and hands out a session on the CPU instead."""
@@ -103,14 +109,19 @@ class TestProviders:
 
 
 class TestOptions:
-    """What CUDA and TensorRT are told; none of it has run on NVIDIA hardware."""
+    """What CUDA and TensorRT are told."""
 
     def test_cuda_keeps_full_precision_and_takes_no_more_than_asked(self):
-        assert cuda_options(DeviceOptions()) == {"device_id": "0", **CUDA}
+        assert cuda_options(DeviceOptions()) == CUDA
         assert cuda_options(DeviceOptions(memory_bytes=2**31))["gpu_mem_limit"] == "2147483648"
 
+    def test_the_first_device_needs_no_number_others_do(self):
+        """Where it is given, ONNX Runtime looks for a plugin of that number and warns that there is none."""
+        for build in (cuda_options, tensorrt_options):
+            assert "device_id" not in build(DeviceOptions()) and build(DeviceOptions(), 2)["device_id"] == "2"
+
     def test_tensorrt_caches_its_engines_where_there_is_a_cache(self, tmp_path):
-        assert tensorrt_options(DeviceOptions()) == {"device_id": "0", "trt_fp16_enable": "0"}
+        assert tensorrt_options(DeviceOptions()) == {"trt_fp16_enable": "0"}
         options = tensorrt_options(DeviceOptions(memory_bytes=2**30, fp16=True, cache=tmp_path))
         assert options["trt_fp16_enable"] == options["trt_engine_cache_enable"] == "1"
         assert options["trt_engine_cache_path"] == str(tmp_path / "tensorrt")
