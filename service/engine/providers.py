@@ -38,12 +38,14 @@ class DeviceOptions:
         fp16: let TensorRT compute in half precision: faster, and answers a little different.
         cache: a writable folder in which TensorRT keeps its built engines, which take minutes to build.
         ids: the NVIDIA devices to use, as CUDA numbers them; None: all that the driver shows.
+        search: how cuDNN chooses the algorithms of convolutions, in ONNX Runtime's words; empty: as it does untold.
     """
 
     memory_bytes: int | None = None
     fp16: bool = False
     cache: Path | None = None
     ids: tuple[int, ...] | None = None
+    search: str = ""
 
 
 def cuda_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str]:
@@ -52,6 +54,8 @@ def cuda_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str]:
     options = {**_numbered(device_id), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     if device.memory_bytes is not None:
         options["gpu_mem_limit"] = str(device.memory_bytes)
+    if device.search:
+        options["cudnn_conv_algo_search"] = device.search
     return options
 
 
@@ -162,6 +166,20 @@ def _cuda_devices() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+@functools.cache
+def device_name(provider: str, number: int) -> str:
+    """What the NVIDIA driver calls a device; empty for other providers, or where it does not tell."""
+    if provider not in ("cuda", "tensorrt") or number >= _cuda_devices():
+        return ""
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:  # a driver that is made up
+        return ""
+    failed = driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetName(name, len(name), device)
+    return "" if failed else name.value.decode(errors="replace")
 
 
 @functools.cache
