@@ -58,7 +58,8 @@ class Watched:
 
     def __init__(self, session: Session, inputs: Arrays, budget_s: float = math.inf) -> None:
         end_s = time.monotonic() + budget_s
-        made, kept = varied(inputs, WATCHED), []
+        made = varied(inputs, WATCHED)
+        kept: list[int] = []
         self.alone: list[Arrays] = []
         for row in range(WATCHED):
             if row >= LEAST_WATCHED and time.monotonic() > end_s:
