@@ -220,6 +220,10 @@ def _open(
     """Try each candidate; the first session that really got its provider wins."""
     chosen = candidates(providers)
     notes: list[str] = []
+    if device.search:
+        # Else ONNX Runtime warns for each convolution and shape that this choice, which was asked for, may be slow; it
+        # does so through its default logger, which no session's options reach. Errors are printed as before.
+        ort.set_default_logger_severity(3)
     for name in chosen.names:
         number = device_ids(name, device.ids)[0] if device_id is None else device_id
         wanted = provider_list(name, device, number)

@@ -87,6 +87,24 @@ class TestProviders:
         with pytest.raises(ProviderUnavailable, match="CUDA failure 35"):
             tiny_session(tiny_models, providers=("cuda",))
 
+    def test_plans_are_kept_by_the_name_of_the_device(self, monkeypatch):
+        """What its kernels answer holds for no other kind of device. Against a stand-in for the driver."""
+
+        class Driver:
+            def cuDeviceGet(self, device, number):
+                device._obj.value = number
+                return 0
+
+            def cuDeviceGetName(self, name, length, device):
+                name.value = b"NVIDIA H%d" % (200 + device.value)
+                return 0
+
+        monkeypatch.setattr(providers, "_cuda_devices", lambda: 2)
+        monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: Driver())
+        look = providers.device_name.__wrapped__  # not what was found before
+        assert [look("cuda", 0), look("tensorrt", 1)] == ["NVIDIA H200", "NVIDIA H201"]
+        assert [look("webgpu", 0), look("cpu", 0), look("cuda", 2)] == ["", "", ""]
+
     def test_what_was_named_must_work(self, monkeypatch):
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
         with pytest.raises(ProviderUnavailable, match="cuda: not in the installed onnxruntime"):
@@ -114,6 +132,17 @@ class TestOptions:
     def test_cuda_keeps_full_precision_and_takes_no_more_than_asked(self):
         assert cuda_options(DeviceOptions()) == CUDA
         assert cuda_options(DeviceOptions(memory_bytes=2**31))["gpu_mem_limit"] == "2147483648"
+
+    def test_cudnns_choice_is_told_where_it_is_not_the_usual_and_nothing_is_printed_of_it(
+        self, tiny_models, monkeypatch
+    ):
+        told = cuda_options(DeviceOptions(search="DEFAULT"))
+        assert told == {**CUDA, "cudnn_conv_algo_search": "DEFAULT"}
+        levels = []
+        monkeypatch.setattr(onnxruntime, "set_default_logger_severity", levels.append)
+        tiny_session(tiny_models, device=DeviceOptions())
+        assert levels == []
+        assert tiny_session(tiny_models, device=DeviceOptions(search="DEFAULT")).search == "DEFAULT" and levels == [3]
 
     def test_the_first_device_needs_no_number_others_do(self):
         """Where it is given, ONNX Runtime looks for a plugin of that number and warns that there is none."""
