@@ -271,11 +271,11 @@ def _on_further_devices(
     for device_id in device_ids(first.provider, options.devices):
         if device_id == first.device_id:
             continue
-        expected = expected or _one_by_one(first, inputs)
+        expected = expected or _bits(first, inputs, plan.max_batch)
         try:
             here = partial(make, device_id=device_id)
             sessions = lane_sessions(plan, here(plan.threads), here)
-            same = _one_by_one(sessions[0], inputs) == expected
+            same = _bits(sessions[0], inputs, plan.max_batch) == expected
         except GanymedeError as error:
             if options.devices is not None:
                 raise
@@ -288,11 +288,12 @@ def _on_further_devices(
     return made, left_out
 
 
-def _one_by_one(session: OrtSession, inputs: Arrays) -> list[bytes]:
-    """What recorded rows alone are answered with: a number of rows that every device has planned for."""
+def _bits(session: OrtSession, inputs: Arrays, most: int) -> list[bytes]:
+    """What recorded rows are answered with, alone and in the widest run that was planned."""
     rows = len(next(iter(inputs.values())))
-    alone = [session.run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(rows)]
-    return [answers[name].tobytes() for answers in alone for name in sorted(answers)]
+    feeds = [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(rows)]
+    answers = [session.run(feed) for feed in (*feeds, resize(inputs, most))]
+    return [answer[name].tobytes() for answer in answers for name in sorted(answer)]
 
 
 def _recovering(
