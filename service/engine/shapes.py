@@ -178,7 +178,10 @@ class ShapedSession:
         if watch is not None:
             watch.loading = True
         try:
-            return self._make()
+            session = self._make()
+            if session.provider != self.provider:  # what `auto` takes where the device has no room
+                raise RunFailed(f"{self.spec.file}: it would be on {session.provider}, not on {self.provider}")
+            return session
         except (GanymedeError, MemoryError, RuntimeError) as error:
             self._shelf = max(1, len(self._shelved))
             log.warning("%s: no further session for another shape: %s", self.model, error)

@@ -176,6 +176,21 @@ class TestShelf:
         check(session, 1, width=6)
         assert len(devices.made) == 2, "not tried for again"
 
+    def test_one_that_would_be_elsewhere_is_not_taken(self):
+        """Asked for whatever works, a session that finds no room on the device ends on the CPU, with other bits."""
+        devices = Devices()
+        session = shaped(devices)
+        check(session, 1)
+
+        def on_the_cpu():
+            device = Device()
+            device.provider = "cpu"
+            return device
+
+        session._make = on_the_cpu
+        check(session, 1, width=5)
+        assert [one.provider for one in session.sessions] == ["cuda"]
+
     def test_lanes_that_share_it_disturb_nobody(self):
         devices, wrong = Devices(), []
         session = shaped(devices, shelf=3)
