@@ -27,6 +27,7 @@ from benchmarks.server import machine
 SECTIONS: dict[str, Callable[[Ground, Tell], None]] = {
     "models": gpusessions.models,
     "seeds": gpusessions.seeds,
+    "shapes": gpusessions.shapes,
     "engine": gpuserving.engine,
     "server": gpuserving.server,
     "rates": gpusessions.rates,

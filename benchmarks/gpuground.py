@@ -67,9 +67,11 @@ def pictures(rows: int, side: int, channels: int) -> np.ndarray:
     return made
 
 
-def session_of(folder: Path, graph: GraphSpec, provider: str, memory_bytes: int | None = None) -> OrtSession:
+def session_of(
+    folder: Path, graph: GraphSpec, provider: str, memory_bytes: int | None = None, search: str = ""
+) -> OrtSession:
     """A session as the engine makes it."""
-    device = DeviceOptions(memory_bytes)
+    device = DeviceOptions(memory_bytes, search=search)
     return OrtSession(folder / graph.file, graph, model=folder.parent.name, providers=(provider,), device=device)
 
 

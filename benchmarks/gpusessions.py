@@ -25,6 +25,7 @@ from benchmarks.gpuground import (
 )
 from service.engine.providers import OUTPUT_DEVICES, PROVIDERS, DeviceOptions, candidates, provider_list
 from service.engine.session import Arrays, OrtSession, check_golden
+from service.engine.shapes import ShapedSession
 from service.errors import GanymedeError
 from service.manifest import GraphSpec, Task
 from service.package import read_golden, read_package
@@ -147,6 +148,34 @@ def _rate(session: OrtSession, graph: GraphSpec, feeds: Arrays, rows: int, windo
     pixels = rows * shape[1] * shape[2]
     rate = {"images_per_s": round(rows * 1000 / ms, 1), "megapixels_per_s": round(pixels / ms / 1000, 2)}
     return {"rows": rows, "ms": round(ms, 3), "plain_ms": round(plain_ms, 3), **rate}
+
+
+# --- shapes: what it costs to change between two -------------------------
+
+
+def shapes(ground: Ground, tell: Tell) -> None:
+    """By model, in ms: a shape's first run, its next ones, and its runs in turns with another shape's.
+
+    Of one session, as usual and on CUDA with cuDNN's other algorithms; and of a session for each shape.
+    """
+    for folder in ground.folders():
+        graph, feeds = feeds_of(folder, 8, SMALL)
+        for search in ("", "DEFAULT") if ground.provider == "cuda" else ("",):
+            make = partial(session_of, folder, graph, ground.provider, search=search)
+            tell(f"{folder.parent.name}, {search or 'as usual'}", guarded(partial(_changes, make, feeds)))
+
+
+def _changes(make: Callable[[], OrtSession], feeds: Arrays) -> Found:
+    one, eight = first_rows(feeds, 1), first_rows(feeds, 8)
+    session, began_s = make(), time.perf_counter()
+    session.run(eight)
+    first_ms = (time.perf_counter() - began_s) * 1000
+    alone_ms = timed_ms(lambda: session.run(eight), 0.05)
+    turns_ms = timed_ms(lambda: (session.run(one), session.run(eight)), 0.3) / 2
+    kept = ShapedSession(make(), make, one, sizes=(1, 8), fills=(1, 8), shelf=2, model="shapes")
+    kept_ms = timed_ms(lambda: (kept.run(one), kept.run(eight)), 0.05) / 2
+    figures = {"first": first_ms, "next": alone_ms, "in_turns": turns_ms, "in_turns_kept": kept_ms}
+    return {name: round(ms, 3) for name, ms in figures.items()}
 
 
 # --- variants: which options change speed and bits -------------------------

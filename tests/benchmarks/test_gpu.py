@@ -46,6 +46,9 @@ def test_every_section_has_its_figures(models, tmp_path):
         assert found["models"][name]["golden"] == "as recorded" and found["seeds"][name]["largest"] == 0
     assert [rate["rows"] for rate in found["rates"]["tiny-rgb"]][:3] == list(SIZES[:3])
     assert all(rate["ms"] > 0 and rate["plain_ms"] > 0 for rate in found["rates"]["tiny-rgb"])
+    for name in ("tiny-rgb", "tiny-x2"):
+        times = found["shapes"][f"{name}, as usual"]
+        assert set(times) == {"first", "next", "in_turns", "in_turns_kept"} and min(times.values()) > 0
     assert found["engine"]["refused"] == {} and found["engine"]["tiny-x2@1, work"]["same_twice"]
     assert set(found["engine"]["tiny-rgb@1, work"].values()) == {True}
     assert found["engine"]["tiny-x2@1, shrink of generator"] == "done"

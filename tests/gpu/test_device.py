@@ -101,6 +101,32 @@ def test_an_idle_session_gives_back_what_it_can_and_draws_the_same(models):
     np.testing.assert_array_equal(recovering.run({"z": golden["z"]})["image"], before)
 
 
+def test_sessions_that_run_at_the_same_time_do_not_disturb_each_other(models):
+    """Two models under load, and a third that is being loaded: on WebGPU all share one device and its encoder."""
+    feeds = {"tiny-rgb": {"z": np.random.RandomState(0).randn(3, 8).astype(np.float32)}}
+    feeds["tiny-grey"] = {**feeds["tiny-rgb"], "label": np.array([0, 1, 0])}
+    served = {name: session_of(models / name / "1")[0] for name in feeds}
+    expected = {name: served[name].run(feed)["image"] for name, feed in feeds.items()}
+    wrong: list[str] = []
+
+    def again(name, make):
+        try:
+            for _ in range(40):
+                session = session_of(models / name / "1")[0] if make else served[name]
+                if not np.array_equal(session.run(feeds[name])["image"], expected[name]):
+                    wrong.append(f"{name}: other pixels")
+        except Exception as error:
+            wrong.append(f"{name}: {error}")
+
+    jobs = [("tiny-rgb", False), ("tiny-grey", False), ("tiny-rgb", True)]
+    threads = [threading.Thread(target=again, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 async def test_a_device_that_is_asked_for_must_be_there_where_one_can_be_asked_for(models):
     """ONNX Runtime cannot be told which device WebGPU is to take, so what is asked is for NVIDIA devices alone."""
     options = EngineOptions(models=models, providers=(PROVIDER,), poll_models_s=None, devices=(99,), profile_s=0)
