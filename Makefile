@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench bench-race bench-bound bench-overload train export docker test-docker test-promtool gpu-env test-gpu clean
+.PHONY: help serve test fuzz check format bench bench-race bench-bound bench-overload bench-gpu train export docker test-docker test-promtool gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,9 @@ bench-overload: $(VENV)/.dev ## three times the load that a server can bear, and
 
 bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs from `python -m training data landscapes`
 	PYTHONPATH=. $(ONE_THREAD) $(BIN)/python benchmarks/codec.py --models models --append benchmarks/RESULTS.md
+
+bench-gpu: $(VENV)/.dev ## pixels, the seed promise, speed, memory and the server on a GPU [PROVIDER=cuda] [SECONDS=40]
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py --models models --provider $(or $(PROVIDER),cuda) --seconds $(or $(SECONDS),40) --limit 180
 
 bench-soak: $(VENV)/.dev ## mixed load with faults injected [MINUTES=30]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/soak.py --models models --minutes $(or $(MINUTES),30) --append benchmarks/RESULTS.md

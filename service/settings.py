@@ -90,7 +90,8 @@ class Settings(BaseModel):
     device_memory_bytes: int | None = Field(
         None,
         ge=1,
-        description="Most GPU memory of one session in bytes. Unset: all there is. Set it where models share a device.",
+        description="Most GPU memory of one session in bytes. Set it where models share a device: then each has one "
+        "session. Unset: all there is.",
     )
     devices: tuple[int, ...] | None = Field(
         None,
@@ -118,7 +119,8 @@ class Settings(BaseModel):
         1.0,
         ge=0,
         le=60,
-        description="Most seconds to measure one model at load. 0 measures nothing: a one-thread lane per core.",
+        description="Most seconds to measure one model at load; on a GPU twice where rows depend on each other. "
+        "0 measures nothing: a one-thread lane per core.",
     )
     cache: Path | None = Field(
         None,

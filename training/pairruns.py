@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from training.datasets import DataError, DataReport, PairOptions, PairSet, load_
 from training.datasets.pairs import Pairs, examples
 from training.datasets.prepared import write_npz
 from training.evaluation.classical import answers
-from training.evaluation.pairwise import PairReport, PairRow, compare, quick
+from training.evaluation.pairwise import PairReport, PairRow, compare_all, quick
 from training.family import Family
 from training.monitors.blow_up import BlowUp
 from training.recipe import Recipe
@@ -76,6 +76,7 @@ def evaluate_pairs(run: exporting.TrainedRun, args: argparse.Namespace) -> int:
     if count < 2:
         raise DataError(f"needs at least 2 --samples and held-out pairs; there are {args.samples} and {len(data.test)}")
     tables: dict[str, list[PairRow]] = {}
+    beside = [_comparable(run, Path(folder)) for folder in args.beside]
     if data.unpaired:
         tables |= _unpaired_tables(run, data.test, count)
     else:
@@ -84,7 +85,7 @@ def evaluate_pairs(run: exporting.TrainedRun, args: argparse.Namespace) -> int:
         if data.unseen is not None:
             sets["Held out, damage by a generator that training never saw"] = data.unseen
         for title, pairs in sets.items():
-            tables[title] = _table(run, pairs, count, tints)
+            tables[title] = _table(run, beside, pairs, count, tints)
     document = PairReport(tables, count).document()
     document |= {"checkpoint": run.digest, "kimg": run.images_seen / 1000, "minutes": run.seconds / 60}
     write_atomically(run.directory / "evaluation.json", json.dumps(document, indent=1).encode() + b"\n")
@@ -93,11 +94,38 @@ def evaluate_pairs(run: exporting.TrainedRun, args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(run: exporting.TrainedRun, pairs: Pairs, count: int, tints: np.ndarray) -> list[PairRow]:
+def _comparable(run: exporting.TrainedRun, folder: Path) -> exporting.TrainedRun:
+    """Another run that answers the same inputs.
+
+    Raises:
+        DataError: it was made for other ones.
+    """
+    other = exporting.read_run(folder)
+    for name in ("degradation", "scale", "output"):
+        ours, theirs = getattr(run.recipe, name), getattr(other.recipe, name)
+        if ours != theirs:
+            raise DataError(f"--beside {folder}: its recipe's {name} is {theirs!r}, this run's {ours!r}")
+    return other
+
+
+def _title(run: exporting.TrainedRun) -> str:
+    recipe = run.recipe
+    alone = not recipe.adversarial_weight and not recipe.perceptual_weight
+    what = f"{recipe.pixel_loss.upper()} alone" if alone else run.directory.name
+    return f"{what}, {run.images_seen / 1000:.0f} kimg"
+
+
+def _output(run: exporting.TrainedRun, sources: np.ndarray) -> np.ndarray:
+    return translate(run.nets["generator"], sources, 2**run.recipe.downsamplings)
+
+
+def _table(
+    run: exporting.TrainedRun, beside: Sequence[exporting.TrainedRun], pairs: Pairs, count: int, tints: np.ndarray
+) -> list[PairRow]:
     recipe = run.recipe
     sources, targets = examples(pairs, count)
-    outputs = translate(run.nets["generator"], sources, 2**recipe.downsamplings)
-    rows = {"this model": outputs, **answers(recipe.degradation, sources, tints, recipe.scale)}
+    rows = {"this model": _output(run, sources), **answers(recipe.degradation, sources, tints, recipe.scale)}
+    rows |= {_title(other): _output(other, sources) for other in beside}
     return _rows({name: (images, targets) for name, images in rows.items()}, paired=True)
 
 
@@ -117,11 +145,10 @@ def _unpaired_tables(run: exporting.TrainedRun, pairs: Pairs, count: int) -> dic
 
 
 def _rows(shown: Mapping[str, tuple[np.ndarray, np.ndarray]], *, paired: bool) -> list[PairRow]:
-    rows = []
-    for name, (images, targets) in shown.items():
-        print(f"{name}: {len(images)} images", file=sys.stderr)
-        rows.append(compare(name, images, targets, paired=paired, perceptual=perceptual.WEIGHTS.is_file()))
-    return rows
+    print(f"judging {', '.join(shown)}", file=sys.stderr)
+    answered = {name: images for name, (images, _) in shown.items()}
+    wanted = {name: targets for name, (_, targets) in shown.items()}
+    return compare_all(answered, wanted, paired=paired, perceptual=perceptual.WEIGHTS.is_file())
 
 
 def _find_weights(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ the published linear heads of LPIPS (arXiv:1801.03924), are named LPIPS-HED: the
 are comparable with each other, and with no LPIPS in a paper. `python -m training data hed-vgg` fetches the weights.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def loss(images: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar; 0 for equal images, about 1 for unrelated ones.
     """
-    network = load_vgg(LOSS_BLOCKS)
+    network = load_vgg(LOSS_BLOCKS).to(images.device)
     with torch.no_grad():
         wanted = network(targets, activated=False)
     found = network(images, activated=False)
@@ -106,11 +107,21 @@ def loss(images: Tensor, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def lpips_hed(images: Tensor, targets: Tensor, path: Path | None = None) -> Tensor:
     """LPIPS-HED of images [N, 3, H, W] in [-1, 1] against targets: [N], 0 for equal images, higher is further."""
-    network, heads = load_vgg(len(BLOCKS), path), load_heads(path)
-    total = torch.zeros(len(images))
-    for a, b, head in zip(network(images), network(targets), heads, strict=True):
-        difference = (_unit(a) - _unit(b)).square()
-        total += F.conv2d(difference, head).mean(dim=(1, 2, 3))
+    return distance(directions(images, path), directions(targets, path), path)
+
+
+@torch.no_grad()
+def directions(images: Tensor, path: Path | None = None) -> list[Tensor]:
+    """What LPIPS-HED compares: the activations of all five blocks, each place's brought to length 1."""
+    return [_unit(features) for features in load_vgg(len(BLOCKS), path)(images)]
+
+
+@torch.no_grad()
+def distance(images: Sequence[Tensor], targets: Sequence[Tensor], path: Path | None = None) -> Tensor:
+    """LPIPS-HED [N] of two answers of `directions`."""
+    total = torch.zeros(len(images[0]))
+    for a, b, head in zip(images, targets, load_heads(path), strict=True):
+        total += F.conv2d((a - b).square(), head).mean(dim=(1, 2, 3))
     return total
 
 

@@ -156,7 +156,7 @@ class LadderDiscriminator(nn.Module):
             x = self.blocks[height - 1](x)
             if height == stage and share < 1:
                 low = F.leaky_relu(self.rungs[height - 1](F.avg_pool2d(images, 2)), SLOPE)
-                x = torch.lerp(low, x, share)
+                x = torch.lerp(low.to(x.dtype), x, share)  # autocast may give the two different types
         x = self.dense(self.join(self.spread(x)).flatten(1))
         logits: Tensor = self.to_logit(self.dropout(x))
         return logits.squeeze(1)

@@ -40,7 +40,7 @@ class FeatureHeads(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         colour = images.expand(-1, 3, -1, -1)
-        found = perceptual.load_vgg(READ[-1] + 1)(colour, activated=False)
+        found = perceptual.load_vgg(READ[-1] + 1).to(colour.device)(colour, activated=False)
         logits = []
         for index, (block, head) in enumerate(zip(READ, self.heads, strict=True)):
             x = F.conv2d(_unit(found[block]), self.get_buffer(f"mixing{index}"))

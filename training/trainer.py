@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from training.augment import augmentation
 from training.datasets.pairs import Pairs
 from training.family import Batch, Family, Phase
 from training.layers import from_pixels, to_pixels
+from training.prefetch import drawn_ahead
 from training.recipe import Recipe, RecipeError
 from training.runlog import Event, RunLog
 from training.sampler import Sampler
@@ -46,6 +47,9 @@ class TrainOptions:
         evaluate_samples: generated images an evaluation sees.
         best_by: the figure whose lowest value marks the checkpoint `best.pt`.
         stop_after_s: end early (with a checkpoint) after so many seconds; 0 is never.
+        within_s: the run's length in seconds instead of images: rates fall and nets grow by the clock, and the recipe's
+            `total_kimg` becomes what was reached. 0: the recipe decides.
+        workers: processes that make pairs ahead of time; 0 makes them between the steps.
     """
 
     seed: int = 0
@@ -55,6 +59,8 @@ class TrainOptions:
     evaluate_samples: int = 2000
     best_by: str = "kid_lite0"
     stop_after_s: float = 0.0
+    within_s: float = 0.0
+    workers: int = 0
 
 
 class Trainer:
@@ -102,6 +108,7 @@ class Trainer:
         self.optimisers = {name: _optimiser(name, net, recipe) for name, net in self.nets.items()}
         self.phases = family.phases(recipe)
         self.sampler = Sampler(len(images), recipe.batch_size, options.seed)
+        self._ahead: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
         self.augment = augmentation(recipe.augment, recipe.ada_kimg, recipe.ada_target)
         # Asked once: the tree may change while this process goes on running what it has loaded.
         self.commit = source_commit()
@@ -113,6 +120,13 @@ class Trainer:
         """Real images shown, in thousands."""
         return self.sampler.shown / 1000
 
+    @property
+    def done(self) -> float:
+        """Part of the run that lies behind: 0 to 1, or a little beyond."""
+        if self.options.within_s:
+            return self.seconds / self.options.within_s
+        return self.kimg / self.recipe.total_kimg
+
     def stop(self) -> None:
         """End `train` after the iteration in progress, with a checkpoint; safe to call from a signal's handler."""
         self.stopping = True
@@ -122,14 +136,17 @@ class Trainer:
         started, spent = time.monotonic(), self.seconds
         due = {"tick": self.kimg, "snapshot": self.kimg, "evaluate": self.kimg + self.options.evaluate_kimg}
         sums: dict[str, list[float]] = {}
-        while self.kimg < self.recipe.total_kimg:
+        while self.done < 1:
             stats = self.step()
             self.seconds = spent + time.monotonic() - started
             for name, value in stats.items():
                 sums.setdefault(name, []).append(value)
             if 0 < self.options.stop_after_s <= time.monotonic() - started:
                 self.stop()
-            last = self.kimg >= self.recipe.total_kimg or self.stopping
+            last = self.done >= 1 or self.stopping
+            if last and self.options.within_s and not self.stopping:
+                # What the same schedule by images would have been.
+                self.recipe = self.recipe.replaced(total_kimg=self.kimg)
             if self.kimg >= due["tick"] or last:
                 due["tick"] = self.kimg + self.options.tick_kimg
                 self._tick({name: float(np.mean(values)) for name, values in sums.items()})
@@ -161,11 +178,13 @@ class Trainer:
 
     def _draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The next real images, their labels or sources, on the device."""
-        first = self.sampler.shown
-        indices = self.sampler.next().numpy()
         if not isinstance(self.images, np.ndarray):
-            source, target = self.images.draw(indices, np.arange(first, first + len(indices)))
+            if self._ahead is None:
+                self._ahead = drawn_ahead(self.images, self.sampler, self.options.workers)
+            source, target = next(self._ahead)
+            self.sampler.next()
             return self._on_device(target), None, self._on_device(source)
+        indices = self.sampler.next().numpy()
         real = self._on_device(self.images[indices])
         if self.recipe.mirror:
             flip = torch.rand(len(real), 1, 1, 1) < 0.5
@@ -175,14 +194,16 @@ class Trainer:
         return real, torch.from_numpy(self.labels[indices]).to(self.device), None
 
     def _on_device(self, images: np.ndarray) -> Tensor:
-        return from_pixels(torch.from_numpy(images)).to(self.device)
+        # Bytes travel, a quarter of what numbers would be.
+        return from_pixels(torch.from_numpy(images).to(self.device))
 
     def _phase(self, phase: Phase, real: Tensor, labels: Tensor | None, source: Tensor | None) -> dict[str, float]:
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
         size = self.recipe.microbatch or len(real)
         chunks = len(real) // size
-        stats: dict[str, float] = {}
+        # Tensors until the end: every number that is read waits for all that a GPU has still to do.
+        found: dict[str, Tensor] = {}
         for start in range(0, len(real), size):
             rows = slice(start, start + size)
             z = torch.randn(size, 0 if source is not None else self.recipe.latent_dim).to(self.device)
@@ -195,10 +216,13 @@ class Trainer:
             (total / chunks).backward()
             for name, value in {**losses.terms, **losses.stats}.items():
                 key = f"loss_{name}" if name in losses.terms else name
-                stats[key] = stats.get(key, 0.0) + float(value.detach()) / chunks
+                part_of_it = value.detach().float() / chunks
+                found[key] = found[key] + part_of_it if key in found else part_of_it
+        if phase.step:
+            found |= {f"gradient_{name}": _gradient_norm(self.nets[name]) for name in phase.trains}
+        stats = dict(zip(found, torch.stack([value.to(self.device) for value in found.values()]).tolist(), strict=True))
         if phase.step:
             for name in phase.trains:
-                stats[f"gradient_{name}"] = _gradient_norm(self.nets[name])
                 # A step on a non-finite gradient would ruin the weights for good; the monitors tell of the omission.
                 if np.isfinite(stats[f"gradient_{name}"]):
                     self.optimisers[name].step()
@@ -208,7 +232,7 @@ class Trainer:
         return stats
 
     def _schedule(self) -> None:
-        done = self.kimg / self.recipe.total_kimg
+        done = self.done
         if self.family.grow is not None:
             self.family.grow(self.nets, min(done, 1.0), self.recipe)
         start = self.recipe.decay_from
@@ -224,8 +248,7 @@ class Trainer:
         half_life = min(self.recipe.ema_kimg, self.kimg * self.recipe.ema_rampup) * 1000
         keep = 0.5 ** (self.recipe.batch_size / half_life) if half_life > 0 else 0.0
         source = self.nets["generator"]
-        for mean, now in zip(self.ema.parameters(), source.parameters(), strict=True):
-            mean.lerp_(now, 1 - keep)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(source.parameters()), 1 - keep)
         for held, current in zip(self.ema.buffers(), source.buffers(), strict=True):
             if held.dtype.is_floating_point:
                 # Batch statistics follow the weights that they belong to.
@@ -337,6 +360,7 @@ class Trainer:
                 for group, own in zip(optimiser.param_groups, settings, strict=True):
                     group.update(own)
             self.sampler.restore(state["sampler"])
+            self._ahead = None
         except (RuntimeError, ValueError, KeyError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         if self.augment.adaptive is not None and state.get("augment") is not None:
@@ -419,9 +443,9 @@ def _optimiser(name: str, net: nn.Module, recipe: Recipe) -> torch.optim.Optimiz
     return torch.optim.SGD(group, lr=rate, momentum=recipe.beta1)
 
 
-def _gradient_norm(net: nn.Module) -> float:
-    norms = [p.grad.norm() for p in net.parameters() if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+def _gradient_norm(net: nn.Module) -> Tensor:
+    """Of all of a net's gradients together, a scalar."""
+    return nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 
 @torch.no_grad()

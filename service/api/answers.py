@@ -114,7 +114,8 @@ class ModelPage(ModelSummary):
 
     providers: list[str]
     provider_notes: list[str] = Field(
-        description="Why no better provider runs it, and what was done for lack of memory."
+        description="Why no better provider runs it, why rows run apart or by other algorithms, and what was done "
+        "for lack of memory."
     )
     plans: dict[str, dict[str, Any]] = Field(description="Lanes, threads and batch cap chosen here for each graph.")
     loaded_at: str

@@ -5,17 +5,19 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from service.engine.lanes import step_back
 from service.engine.options import EngineOptions
-from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, resize
+from service.engine.probing import resize
+from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, shelf_of
 from service.engine.providers import device_ids
-from service.engine.recovery import RecoveringSession
+from service.engine.recovery import HalvingSession, Provided, RecoveringSession, out_of_memory
 from service.engine.session import Array, Arrays, OrtSession, Watch, check_golden
-from service.errors import FileInvalid, GanymedeError
+from service.engine.shapes import ShapedSession
+from service.errors import FileInvalid, GanymedeError, RunFailed
 from service.manifest import GraphSpec, Manifest
 from service.onnxfile import read_contents
 from service.package import read_golden, read_npz, verify_package
@@ -148,49 +150,107 @@ def prepare_here(
     return Prepared(manifest, graphs, arrays)
 
 
-def _prepare_graph(
-    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress
-) -> PreparedGraph:
-    def make(
-        threads: int, device_id: int | None = None, watch: Progress | None = None, on_cpu: bool = False
+class _Maker:
+    """Makes the sessions of one graph.
+
+    Args:
+        file: the graph.
+        spec: what the manifest says of it.
+        ref: `name@version`.
+        options: the providers and devices.
+    """
+
+    def __init__(self, file: Path, spec: GraphSpec, ref: str, options: EngineOptions) -> None:
+        self.spec, self.ref, self.options = spec, ref, options
+        self._file = file
+
+    def __call__(
+        self,
+        threads: int,
+        device_id: int | None = None,
+        watch: Progress | None = None,
+        on_cpu: bool = False,
+        search: str = "",
     ) -> OrtSession:
         if watch is not None:
-            watch.now(f"making a session of {spec.file}")
+            watch.now(f"making a session of {self.spec.file}")
         return OrtSession(
-            folder / spec.file,
-            spec,
-            model=ref,
-            providers=("cpu",) if on_cpu else options.providers,
+            self._file,
+            self.spec,
+            model=self.ref,
+            providers=("cpu",) if on_cpu else self.options.providers,
             threads=threads,
-            device=options.device,
+            device=replace(self.options.device, search=search),
             device_id=0 if on_cpu else device_id,
             watch=watch,
         )
 
-    def make_first(threads: int) -> OrtSession:
-        session = make(threads, watch=progress)
-        progress.now(f"running {spec.file} on its recorded rows")
-        return session
 
-    first = make_first(options.threads_per_lane or 1)
-    check_golden(first, golden, model=ref, fp16=options.fp16 and first.provider == "tensorrt")
-    plan, sessions = choose_plan(spec.sha256, first, golden, options, make_first)
-    on_devices, left_out = _on_further_devices(first, plan, golden, options, partial(make, watch=progress))
+def _prepare_graph(
+    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress
+) -> PreparedGraph:
+    make = _Maker(folder / spec.file, spec, ref, options)
+    plan, sessions, short = _planned(make, golden, progress)
+    first = sessions[0]
+    others = partial(make, watch=progress, on_cpu=first.provider == "cpu", search=plan.search)
+    on_devices, left_out = _on_further_devices(first, plan, golden, options, others)
     on_devices = {first.device_id: sessions, **on_devices}
-    why = (*first.why, *left_out)
+    why = (*first.why, *short, *left_out, *([plan.note] if plan.note else []))
     plan = planned_for(plan, tuple(on_devices))
     log.info("%s: %s on %s: %s (%s)", ref, spec.file, first.provider, plan, "; ".join(why) or "as asked")
-    if not plan.rows_independent:
-        log.warning("%s: rows influence one another in %s; each runs alone", ref, spec.file)
+    if plan.note:
+        log.warning("%s: %s: %s", ref, spec.file, plan.note)
+    row = resize({tensor.name: golden[tensor.name] for tensor in spec.inputs}, 1)
     lanes = []
     for device_id, own in on_devices.items():
-        for session in own:
-            session.watch = None
-        lanes += _recovering(own, partial(make, plan.threads, device_id), ref)
-    row = resize({tensor.name: golden[tensor.name] for tensor in spec.inputs}, 1)
+        lanes += _recovering(own, partial(make, plan.threads, device_id, search=plan.search), plan, row, make)
     kinds = {kind for _, kind in read_contents(folder / spec.file).operators}
     ends = first.provider == "cpu" and not kinds & LOOPS
     return PreparedGraph(plan, lanes, why, row, LONE_S if ends else 0.0)
+
+
+def _planned(make: _Maker, golden: Arrays, progress: Progress) -> tuple[Plan, list[OrtSession], list[str]]:
+    """A plan with its sessions, and what was done for lack of memory.
+
+    Where a device lacks memory even for a row alone, a new session, whose arena is empty, is tried with single rows,
+    then the CPU.
+
+    Raises:
+        GanymedeError: what is wrong.
+    """
+    short: list[str] = []
+    for most, on_cpu in ((make.options.max_batch, False), (1, False)):
+        try:
+            return *_planned_once(make, golden, progress, most, on_cpu), short
+        except GanymedeError as error:
+            if not out_of_memory(error):
+                raise
+            then = "the CPU runs it" if short else "tried anew with single rows"
+            short.append(f"out of memory while loading, {then}: {str(error)[:200]}")
+            log.error("%s: %s", make.ref, short[-1])
+    return *_planned_once(make, golden, progress, make.options.max_batch, True), short
+
+
+def _planned_once(
+    make: _Maker, golden: Arrays, progress: Progress, most: int, on_cpu: bool
+) -> tuple[Plan, list[OrtSession]]:
+    """With runs of at most so many rows, perhaps on the CPU whatever was asked for.
+
+    Raises:
+        GanymedeError: what is wrong.
+    """
+    options = make.options
+
+    def make_one(threads: int, search: str = "", checked: bool = False) -> OrtSession:
+        session = make(threads, watch=progress, on_cpu=on_cpu, search=search)
+        progress.now(f"running {make.spec.file} on its recorded rows")
+        if checked or search:
+            fp16 = options.fp16 and session.provider == "tensorrt"
+            check_golden(HalvingSession(session), golden, model=make.ref, fp16=fp16)
+        return session
+
+    first = make_one(options.threads_per_lane or 1, checked=True)
+    return choose_plan(make.spec.sha256, first, golden, replace(options, max_batch=most), make_one)
 
 
 def _on_further_devices(
@@ -205,32 +265,59 @@ def _on_further_devices(
         GanymedeError: a device that was asked for does not work.
     """
     inputs = {tensor.name: golden[tensor.name] for tensor in first.spec.inputs}
-    expected: dict[str, Array] | None = None
+    expected: list[bytes] | None = None
     made: dict[int, list[OrtSession]] = {}
     left_out = []
     for device_id in device_ids(first.provider, options.devices):
         if device_id == first.device_id:
             continue
-        expected = expected or first.run(inputs)
+        expected = expected or _bits(first, inputs, plan.max_batch)
         try:
             here = partial(make, device_id=device_id)
             sessions = lane_sessions(plan, here(plan.threads), here)
-            answers = sessions[0].run(inputs)
+            same = _bits(sessions[0], inputs, plan.max_batch) == expected
         except GanymedeError as error:
             if options.devices is not None:
                 raise
             left_out.append(f"{first.provider}: device {device_id} is left out: {error}")
             continue
-        if all(answers[name].tobytes() == array.tobytes() for name, array in expected.items()):
+        if same:
             made[device_id] = sessions
         else:
             left_out.append(f"{first.provider}: device {device_id} is left out: it draws other bits than the first")
     return made, left_out
 
 
-def _recovering(sessions: list[OrtSession], make: Callable[..., OrtSession], model: str) -> list[RecoveringSession]:
-    """One for each lane; lanes that share a session share what wraps it."""
-    wrapped = {
-        id(session): RecoveringSession(session, lambda on_cpu: make(on_cpu=on_cpu), model=model) for session in sessions
-    }
+def _bits(session: OrtSession, inputs: Arrays, most: int) -> list[bytes]:
+    """What recorded rows are answered with, alone and in the widest run that was planned."""
+    rows = len(next(iter(inputs.values())))
+    feeds = [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(rows)]
+    answers = [session.run(feed) for feed in (*feeds, resize(inputs, most))]
+    return [answer[name].tobytes() for answer in answers for name in sorted(answer)]
+
+
+def _recovering(
+    sessions: list[OrtSession], make: Callable[..., OrtSession], plan: Plan, row: Arrays, maker: _Maker
+) -> list[RecoveringSession]:
+    """One for each lane; lanes that share a session share what wraps it. On a device each keeps to planned shapes."""
+
+    def shaped(session: OrtSession) -> Provided:
+        session.watch = None
+        if session.provider == "cpu" or not plan.sizes:
+            return session
+        shelf = shelf_of(session.provider, plan.shape_s, maker.options)
+        sizes, fills = plan.sizes, plan.fills
+        return ShapedSession(session, make, row, sizes=sizes, fills=fills, shelf=shelf, model=maker.ref)
+
+    wrapped: dict[int, RecoveringSession] = {}
+    for session in sessions:
+        if id(session) in wrapped:
+            continue
+        served = shaped(session)
+        if isinstance(served, ShapedSession):
+            with contextlib.suppress(RunFailed):  # for lack of memory, of which the first request is told
+                served.warm(row)
+        wrapped[id(session)] = RecoveringSession(
+            served, lambda on_cpu: shaped(make(on_cpu=on_cpu or plan.provider == "cpu")), model=maker.ref
+        )
     return [wrapped[id(session)] for session in sessions]

@@ -48,7 +48,8 @@ class EngineOptions:
 
     device_memory_bytes: int | None = None
     """Most GPU memory of one session's arena (CUDA) or workspace (TensorRT). None: all there is. Set it where several
-    models or processes share a device; a batch that does not fit is split."""
+    models or processes share a device; a batch that does not fit is split. With it a lane's shapes share one session,
+    and each change of shape takes its time."""
 
     fp16: bool = False
     """Whether TensorRT computes in half precision: about twice as fast, and pixels may differ by a few levels from

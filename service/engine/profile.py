@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
 from service.engine.entries import BatchPolicy
 from service.engine.options import EngineOptions
+from service.engine.probing import ROUNDS, looked_at_up_to, probe, resize
+from service.engine.providers import device_name
 from service.engine.session import Arrays, OrtSession, Session
-from service.errors import RunFailed
+from service.engine.shapes import SHELF
+from service.errors import GanymedeError
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,15 @@ not: while the event loop takes one, all threads of a run wait for the one that 
 single lane every core is idle."""
 RATE_S = 0.08
 """Seconds for which one split of lanes and threads is timed, or four runs where those take longer."""
-ROUNDS = 3
-"""Times that each split is timed, in turns, of which the best counts: whatever else ran meanwhile only made it slower,
-and what runs for a while is met by all of them."""
-TIME_S = 0.02
-"""Seconds for which one batch size is timed, and three runs at least."""
-PLAN_SCHEMA = 3
+FILL = 1.5
+"""Runs on a device are filled up to a larger size that was looked at where that costs at most this times as much."""
+FILLS = 3
+"""Sizes that runs are filled up to, at most, where each needs a session of its own."""
+SHAPE_S = 0.005
+"""A shape that takes this much longer when it is returned to gets a session of its own."""
+STEADY = "DEFAULT"
+"""The choice of cuDNN's algorithms that was seen to be the same for every number of rows, if slower."""
+PLAN_SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class Plan:
         costs: (rows in a run, seconds of the run) as measured with one lane.
         source: `measured`, `cached`, or `fixed` where the options left nothing to measure.
         devices: the provider's devices that are used, by number. What was measured was measured on the first.
+        sizes: on a device, rows of the runs that were looked at, ascending: no run has another number of them.
+        fills: of these, those that runs are filled up to.
+        shape_s: seconds that a shape takes beyond its runs when it is returned to.
+        search: how cuDNN is to choose its algorithms, where not as usual.
+        note: why anything is otherwise than usual.
     """
 
     lanes: int
@@ -80,6 +90,11 @@ class Plan:
     costs: tuple[tuple[int, float], ...] = ()
     source: str = "measured"
     devices: tuple[int, ...] = (0,)
+    sizes: tuple[int, ...] = ()
+    fills: tuple[int, ...] = ()
+    shape_s: float = 0.0
+    search: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         numbers = ", ".join(map(str, self.devices))
@@ -88,10 +103,13 @@ class Plan:
         lanes = f"{self.lanes} {'lane' if self.lanes == 1 else 'lanes'} of {self.threads} "
         lanes += f"{'thread' if self.threads == 1 else 'threads'}{where}"
         rows = f"runs of up to {self.max_batch} rows" if self.rows_independent else "one row a run"
+        if self.max_batch > 1 and self.fills:
+            rows += f" filled up to {' or '.join(map(str, self.fills))}"
         return f"{lanes}, {rows}, {1000 * self.row_s:.3g} ms a row, {self.source}"
 
     def run_s(self, rows: int) -> float:
         """Seconds of a run of so many rows, by the measured curve: the next larger run's, or in proportion beyond."""
+        rows = next((size for size in self.fills if size >= rows), rows)
         for measured, seconds in self.costs:
             if measured >= rows:
                 return seconds
@@ -148,7 +166,7 @@ def choose_plan(
     first: OrtSession,
     golden: Arrays,
     options: EngineOptions,
-    make_session: Callable[[int], OrtSession],
+    make_session: Callable[..., OrtSession],
 ) -> tuple[Plan, list[OrtSession]]:
     """Choose the plan of one graph and make its sessions, one for each lane.
 
@@ -157,24 +175,61 @@ def choose_plan(
         first: a loaded session with one thread; used wherever the plan allows.
         golden: recorded rows of every input.
         options: what is set there wins over what is measured.
-        make_session: a further session with that many threads.
+        make_session: a further session with that many threads, and with `search=` that choice of cuDNN's algorithms.
+
+    Raises:
+        RunFailed: a row alone fails.
     """
     cpus = available_cpus()
     inputs = {tensor.name: golden[tensor.name] for tensor in first.spec.inputs}
-    cache = None if options.cache is None else options.cache / f"{_key(sha256, first.provider, cpus, options)}.json"
+    cache = None if options.cache is None else options.cache / f"{_key(sha256, first, cpus, options)}.json"
     plan = _read_plan(cache)
     if plan is None:
         plan = _measure(first, inputs, options, cpus, make_session)
+        if not plan.rows_independent:
+            plan, first = _steadier(plan, first, inputs, options, cpus, make_session)
         _write_plan(cache, plan)
     return plan, lane_sessions(plan, first, make_session)
 
 
-def lane_sessions(plan: Plan, first: OrtSession, make_session: Callable[[int], OrtSession]) -> list[OrtSession]:
-    """The sessions of one device, one for each of its lanes: all the first, where that has the planned threads."""
+def _steadier(
+    plan: Plan, first: OrtSession, inputs: Arrays, options: EngineOptions, cpus: int, make: Callable[..., OrtSession]
+) -> tuple[Plan, OrtSession]:
+    """On CUDA, where rows depend on each other: a session whose kernels are the same for every number of rows.
+
+    cuDNN chooses by shape, and so a row's last bits follow the number of rows. Kept where rows are independent then
+    and one is cheaper than in a run of its own. Not for pictures of any size: only those of one size run together, and
+    the kernels are slower for all of them.
+    """
+    note = plan.note or "rows influence one another"
+    if plan.provider != "cuda":
+        return replace(plan, note=f"{note}; each runs alone"), first
+    note = f"{note} with the algorithms that cuDNN takes for each shape"
+    if any(isinstance(size, str) for tensor in first.spec.inputs for size in tensor.shape[1:]):
+        return replace(plan, note=f"{note}; each runs alone"), first
+    try:
+        other = make(first.threads, search=STEADY)
+        steady = _measure(other, inputs, options, cpus, make)
+    except GanymedeError as error:
+        return replace(plan, note=f"{note}, and with those of {STEADY} it fails ({error}); each runs alone"), first
+    if not steady.rows_independent:
+        return replace(plan, note=f"{note} and with those of {STEADY}; each runs alone"), first
+    cost_s, before_s = ((one.run_s(one.max_batch) + RUN_OVERHEAD_S) / one.max_batch for one in (steady, plan))
+    if cost_s >= before_s:
+        return replace(plan, note=f"{note}; each runs alone, which is cheaper than the algorithms of {STEADY}"), first
+    note += (
+        f", so it runs with those of {STEADY}: {1000 * steady.row_s:.3g} ms a row instead of {1000 * plan.row_s:.3g}"
+    )
+    return replace(steady, search=STEADY, note=note), other
+
+
+def lane_sessions(plan: Plan, first: OrtSession, make_session: Callable[..., OrtSession]) -> list[OrtSession]:
+    """The sessions of one device, one for each of its lanes: all the first, where that is as planned."""
+    search = {"search": plan.search} if plan.search else {}
     if plan.threads == first.threads:
-        return [first] * plan.lanes
+        return [first if plan.search == first.search else make_session(plan.threads, **search)] * plan.lanes
     # Threads of one session serve one run at a time: lanes that use several need a session each.
-    return [make_session(plan.threads) for _ in range(plan.lanes)]
+    return [make_session(plan.threads, **search) for _ in range(plan.lanes)]
 
 
 def planned_for(plan: Plan, devices: tuple[int, ...]) -> Plan:
@@ -187,28 +242,24 @@ def _measure(
     inputs: Arrays,
     options: EngineOptions,
     cpus: int,
-    make_session: Callable[[int], OrtSession],
+    make_session: Callable[..., OrtSession],
 ) -> Plan:
-    sizes = {2, 3, options.max_batch, *(2**power for power in range(2, options.max_batch.bit_length()))}
-    deadline_s = time.monotonic() + options.profile_s / 2
-    if options.profile_s == 0:
-        sizes, deadline_s = {2, options.max_batch}, math.inf
-    costs, independent = probe(first, inputs, [size for size in sorted(sizes) if size <= options.max_batch], deadline_s)
+    device = first.provider != "cpu"
     splits = _splits(options, cpus, first.provider)
+    probed = probe(first, inputs, _sizes(options, device), _deadline_s(options, device), device=device)
+    costs, independent = probed.costs, probed.independent
     cap, share, row_s = knee(costs) if independent else (1, 1, costs[1])
     if options.profile_s == 0 and independent:
         cap, share = max(costs), 1
+    elif independent and not device:
+        end_s = time.monotonic() + options.profile_s / 4
+        cap = looked_at_up_to(first, inputs, list(costs), cap, end_s)
+        independent, cap = cap > 0, max(1, cap)
+        share, row_s = min(share, cap), costs[cap] / cap
     lanes, threads = splits[0]
     if len(splits) > 1 and options.profile_s > 0:
-        window_s = min(options.profile_s / 2 / len(splits), ROUNDS * max(RATE_S, 4 * costs[cap])) / ROUNDS
-        rows = resize(inputs, cap)
-        sessions = {split: first if split[1] == first.threads else make_session(split[1]) for split in splits}
-        rates = dict.fromkeys(splits, 0.0)
-        for _ in range(ROUNDS):
-            for split in splits:
-                rates[split] = max(rates[split], _rate([sessions[split]] * split[0], rows, window_s))
-        best = max(rates.values())
-        lanes, threads = max(split for split in splits if rates[split] * TIE >= best)
+        lanes, threads = _fastest(splits, first, resize(inputs, cap), costs[cap], options, make_session)
+    sizes = tuple(sorted(size for size in costs if size <= cap)) if device else ()
     return Plan(
         lanes=lanes,
         threads=threads,
@@ -219,7 +270,75 @@ def _measure(
         provider=first.provider,
         costs=tuple(sorted(costs.items())),
         source="measured" if options.profile_s > 0 else "fixed",
+        sizes=sizes,
+        fills=_fills(costs, sizes, shelf_of(first.provider, probed.shape_s, options), probed.shape_s) if device else (),
+        shape_s=probed.shape_s if device else 0.0,
+        note="" if probed.repeatable else "answers waver from run to run",
     )
+
+
+def _sizes(options: EngineOptions, device: bool) -> list[int]:
+    """Rows of the runs that are looked at."""
+    sizes = {2, options.max_batch, *(2**power for power in range(1, options.max_batch.bit_length()))}
+    if not device:
+        sizes = sizes | {3} if options.profile_s > 0 else {2, options.max_batch}
+    return [size for size in sorted(sizes) if 1 < size <= options.max_batch]
+
+
+def _deadline_s(options: EngineOptions, device: bool) -> float:
+    """Until when runs of many sizes are looked at; on the CPU half of the time is kept for lanes and threads."""
+    if options.profile_s == 0:
+        return math.inf
+    return time.monotonic() + options.profile_s * (1 if device else 0.5)
+
+
+def shelf_of(provider: str, shape_s: float, options: EngineOptions) -> int:
+    """Sessions that one lane may have on a device, each for a shape.
+
+    ONNX Runtime's convolutions on CUDA keep cuDNN's plan for the last shape alone, and make it anew, tens of
+    milliseconds, each time that the shape changes. Where the memory of a session is bounded there is one.
+    """
+    several = provider == "cuda" and shape_s > SHAPE_S and options.device_memory_bytes is None
+    return SHELF if several else 1
+
+
+def _fills(costs: Mapping[int, float], sizes: Sequence[int], shelf: int, shape_s: float) -> tuple[int, ...]:
+    """The sizes that runs are filled up to: the widest, and narrower ones where filling up would cost too much.
+
+    Each of these needs a session that keeps it; where there is none left, only what costs more to fill up than to plan
+    anew.
+    """
+    most = len(sizes) if shape_s <= SHAPE_S else FILLS if shelf > 1 else 1
+    lone = max(size for size in sizes if costs[size] <= FILL * costs[sizes[0]])  # good for whoever comes alone
+    fills = [sizes[-1]]
+    for size in reversed(sizes[:-1]):
+        wide_s, narrow_s = costs[fills[0]], costs[size]
+        if wide_s <= FILL * narrow_s:
+            continue
+        if len(fills) < most:
+            fills.insert(0, size if len(fills) < most - 1 else min(size, lone))
+        elif wide_s - narrow_s > shape_s:
+            fills.insert(0, size)
+    return tuple(fills)
+
+
+def _fastest(
+    splits: Sequence[tuple[int, int]],
+    first: OrtSession,
+    rows: Arrays,
+    run_s: float,
+    options: EngineOptions,
+    make_session: Callable[..., OrtSession],
+) -> tuple[int, int]:
+    """The split into lanes and threads that runs these rows most often."""
+    window_s = min(options.profile_s / 2 / len(splits), ROUNDS * max(RATE_S, 4 * run_s)) / ROUNDS
+    sessions = {split: first if split[1] == first.threads else make_session(split[1]) for split in splits}
+    rates = dict.fromkeys(splits, 0.0)
+    for _ in range(ROUNDS):
+        for split in splits:
+            rates[split] = max(rates[split], _rate([sessions[split]] * split[0], rows, window_s))
+    best = max(rates.values())
+    return max(split for split in splits if rates[split] * TIE >= best)
 
 
 def _splits(options: EngineOptions, cpus: int, provider: str) -> list[tuple[int, int]]:
@@ -231,47 +350,6 @@ def _splits(options: EngineOptions, cpus: int, provider: str) -> list[tuple[int,
         return [(lanes or max(1, cpus // (threads or 1)), threads or max(1, cpus // (lanes or 1)))]
     widths = {1, cpus} | ({2} if cpus >= 4 else set())
     return [(cpus // width, width) for width in sorted(widths)]
-
-
-def probe(session: Session, inputs: Arrays, sizes: Sequence[int], deadline_s: float) -> tuple[dict[int, float], bool]:
-    """Time runs of growing batches, each holding the first golden row among extreme neighbours.
-
-    Args:
-        sizes: rows in a run, ascending, above 1; those that would pass the deadline are left out, but never 2.
-        deadline_s: `time.monotonic()`.
-
-    Returns:
-        Seconds of a run by its rows, 1 first, and whether the first row's answer was the same bits alone and in every
-        batch and position.
-    """
-    alone = session.run(resize(inputs, 1))
-    costs = {1: _time(session, resize(inputs, 1), deadline_s)}
-    for size in sizes:
-        if size > 2 and time.monotonic() + 3 * size * costs[1] > deadline_s:
-            break
-        for position in {0, size - 1, size // 2}:
-            batch = extreme(inputs, size, position)
-            try:
-                answer = session.run(batch)
-            except RunFailed:  # extremes may be more than a graph can take; a run refuses them, rows stay apart
-                continue
-            if any(not _same(answer[name][position], alone[name][0]) for name in alone):
-                return costs, False
-        try:
-            costs[size] = _time(session, resize(inputs, size), deadline_s)
-        except RunFailed:  # recorded rows, so it is their number: more than fits into memory
-            break
-    _time_again(session, inputs, costs, deadline_s)
-    return costs, True
-
-
-def _time_again(session: Session, inputs: Arrays, costs: dict[int, float], deadline_s: float) -> None:
-    """Once more in turns, where time is left: who was held up the first time is not taken to be slow."""
-    for _ in range(ROUNDS - 1):
-        for size in costs:
-            if time.monotonic() + 3 * costs[size] > deadline_s:
-                return
-            costs[size] = min(costs[size], _time(session, resize(inputs, size), deadline_s))
 
 
 def knee(costs: Mapping[int, float]) -> tuple[int, int, float]:
@@ -291,45 +369,6 @@ def knee(costs: Mapping[int, float]) -> tuple[int, int, float]:
     cap = narrowest(KNEE, LOADED_OVERHEAD_S)
     share = narrowest(SHARE, RUN_OVERHEAD_S)
     return cap, min(cap, share), costs[cap] / cap
-
-
-def resize(inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
-    """So many rows, repeating the recorded ones."""
-    return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
-
-
-def extreme(inputs: Arrays, rows: int, position: int) -> dict[str, np.ndarray]:
-    """The first recorded row at `position` among neighbours at the ends of what the types allow."""
-    batch = resize(inputs, rows)
-    signs = np.where(np.arange(rows) % 2, -1, 1)
-    for name, array in batch.items():
-        shape = (rows,) + (1,) * (array.ndim - 1)
-        if array.dtype == np.uint8:
-            array[...] = np.where(signs > 0, 255, 0).reshape(shape)
-        elif array.dtype == np.float32:
-            array[...] = array * 100 + 100 * signs.reshape(shape)
-        array[position] = inputs[name][0]
-    return batch
-
-
-def _same(answer: np.ndarray, alone: np.ndarray) -> bool:
-    return answer.tobytes() == alone.tobytes()
-
-
-def _time(session: Session, rows: Arrays, deadline_s: float) -> float:
-    """Seconds of a run: the least of three or more, for anything else that ran meanwhile only adds.
-
-    Short runs are repeated for TIME_S, longer than a busy machine usually takes a core away.
-    """
-    best, began_s = math.inf, time.monotonic()
-    for repeat in range(100):
-        started_s = time.perf_counter()
-        session.run(rows)
-        best = min(best, time.perf_counter() - started_s)
-        now_s = time.monotonic()
-        if now_s > deadline_s or (repeat >= 2 and now_s - began_s > TIME_S):
-            break
-    return best
 
 
 def _rate(sessions: Sequence[Session], rows: Arrays, window_s: float) -> float:
@@ -357,9 +396,10 @@ def _rate(sessions: Sequence[Session], rows: Arrays, window_s: float) -> float:
     return sum(done)
 
 
-def _key(sha256: str, provider: str, cpus: int, options: EngineOptions) -> str:
+def _key(sha256: str, first: OrtSession, cpus: int, options: EngineOptions) -> str:
     """What a measured plan depends on."""
-    facts = [PLAN_SCHEMA, sha256, provider, cpus, ort.__version__, platform.machine(), _processor()]
+    facts = [PLAN_SCHEMA, sha256, first.provider, cpus, ort.__version__, platform.machine(), _processor()]
+    facts += [device_name(first.provider, first.device_id)]
     facts += [options.lanes, options.threads_per_lane, options.max_batch, options.profile_s]
     facts += [options.fp16, options.device_memory_bytes]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -379,7 +419,8 @@ def _read_plan(path: Path | None) -> Plan | None:
     try:
         fields = json.loads(path.read_text())
         costs = tuple((int(rows), float(seconds)) for rows, seconds in fields.pop("costs"))
-        return Plan(**{**fields, "costs": costs, "source": "cached", "devices": (0,)})
+        numbers = {name: tuple(map(int, fields.pop(name))) for name in ("sizes", "fills")}
+        return Plan(**{**fields, **numbers, "costs": costs, "source": "cached", "devices": (0,)})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not measured yet, or written by another version
 

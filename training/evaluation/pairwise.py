@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.evaluation.kernel import kernel_distance
-from training.evaluation.lpips_hed import lpips_hed
+from training.evaluation.lpips_hed import lpips_hed_of
 from training.evaluation.psnr import psnr
 from training.evaluation.ssim import ssim
 from training.features import Lite0Features
@@ -86,22 +86,40 @@ def quick(images: Images, targets: Images) -> dict[str, float]:
     return figures
 
 
-def compare(name: str, images: Images, targets: Images, *, paired: bool = True, perceptual: bool = True) -> PairRow:
-    """All figures of images [N, H, W, 3] against targets, means over N.
+def compare_all(
+    answers: Mapping[str, Images], targets: Mapping[str, Images], *, paired: bool = True, perceptual: bool = True
+) -> list[PairRow]:
+    """All figures of each answer [N, H, W, 3] against the targets of the same name, means over N.
 
     Args:
+        answers: by the name of their row; targets: the same object may stand for several, and is then looked at once.
         paired: False leaves only KID-lite0, between the two sets.
         perceptual: False leaves out what needs LPIPS-HED's weights.
     """
-    metrics: dict[str, float] = {}
-    if paired:
-        metrics["psnr"] = float(_finite(psnr(images, targets)).mean())
-        metrics["ssim"] = float(ssim(images, targets).mean())
-        if perceptual:
-            metrics["lpips_hed"] = float(lpips_hed(images, targets).mean())
-    extract = Lite0Features()
-    metrics["kid_lite0"] = _kernel_distance(extract(images), extract(targets), paired)
-    return PairRow(name, metrics)
+    distances: dict[str, float] = {}
+    extract, known = Lite0Features(), {}
+    for wanted in {id(array): array for array in targets.values()}.values():
+        names = [name for name in answers if targets[name] is wanted]
+        known[id(wanted)] = extract(wanted)
+        if paired and perceptual:
+            found = lpips_hed_of([answers[name] for name in names], wanted)
+            distances |= {name: float(values.mean()) for name, values in zip(names, found, strict=True)}
+    rows = []
+    for name, images in answers.items():
+        metrics: dict[str, float] = {}
+        if paired:
+            metrics["psnr"] = float(_finite(psnr(images, targets[name])).mean())
+            metrics["ssim"] = float(ssim(images, targets[name]).mean())
+            if perceptual:
+                metrics["lpips_hed"] = distances[name]
+        metrics["kid_lite0"] = _kernel_distance(extract(images), known[id(targets[name])], paired)
+        rows.append(PairRow(name, metrics))
+    return rows
+
+
+def compare(name: str, images: Images, targets: Images, *, paired: bool = True, perceptual: bool = True) -> PairRow:
+    """`compare_all` of one answer."""
+    return compare_all({name: images}, {name: targets}, paired=paired, perceptual=perceptual)[0]
 
 
 def _kernel_distance(outputs: Features, targets: Features, paired: bool) -> float:

@@ -49,17 +49,18 @@ class ImagePool(nn.Module):
     @torch.no_grad()
     def forward(self, fakes: Tensor) -> Tensor:
         """See the class."""
-        if not len(self.images):
+        size, known = len(self.images), int(self.count)
+        if not size:
             return fakes
+        # By whole batches and with random numbers from the processor: a question about each image would wait for a GPU.
+        free = min(len(fakes), size - known)
+        self.images[known : known + free] = fakes[:free]
+        self.count += free
+        swapped = free + (torch.rand(len(fakes) - free) < 0.5).nonzero().flatten()[:size]
+        places = torch.randperm(size)[: len(swapped)]
         shown = fakes.clone()
-        for row, fake in enumerate(fakes):
-            if int(self.count) < len(self.images):
-                self.images[int(self.count)] = fake
-                self.count += 1
-            elif torch.rand(()) < 0.5:
-                place = int(torch.randint(len(self.images), ()))
-                shown[row] = self.images[place]
-                self.images[place] = fake
+        shown[swapped] = self.images[places]
+        self.images[places] = fakes[swapped]
         return shown
 
 

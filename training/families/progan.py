@@ -84,7 +84,9 @@ class Generator(nn.Module):
             below, x = x, block(x)
         images: Tensor = self.to_colours[stage](x)
         if share < 1:
-            images = torch.lerp(F.interpolate(self.to_colours[stage - 1](below), scale_factor=2.0), images, share)
+            below = F.interpolate(self.to_colours[stage - 1](below), scale_factor=2.0)
+            # Autocast keeps another set of operations in float32 on each kind of device.
+            images = torch.lerp(below.float(), images.float(), share)
         return images
 
 

@@ -1,6 +1,7 @@
 """The engine on real tiny ONNX models: the seed promise, the choice of model, loading while serving."""
 
 import asyncio
+import dataclasses
 import functools
 import hashlib
 import json
@@ -318,6 +319,14 @@ async def test_a_model_that_answers_nan_is_refused(tmp_path):
     )
     async with Engine(options(tmp_path)) as engine:
         assert "not finite" in engine.refused["bad@1"] and not engine.ready
+
+
+async def test_what_cudnn_chooses_by_is_part_of_what_pictures_depend_on(tiny_models):
+    """Other algorithms, other last bits: an ETag from a replica that chose otherwise must not fit."""
+    async with Engine(options(tiny_models)) as engine:
+        info = engine.model("tiny-rgb")
+    plans = {name: dataclasses.replace(plan, search="DEFAULT") for name, plan in info.plans.items()}
+    assert dataclasses.replace(info, plans=plans).fingerprint == f"{info.fingerprint}|DEFAULT"
 
 
 async def test_a_real_run_that_answers_nan_fails_alone(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tinymodels import SAMPLES_PNG, tiny_draft, tiny_graph, write_tiny
+from tinymodels import SAMPLES_PNG, tiny_draft, tiny_graph, write_picture_model, write_tiny
 
 from service.engine import loading, providers
 from service.engine.batcher import Batcher
@@ -20,6 +20,7 @@ from service.engine.providers import device_ids, provider_list
 from service.engine.repository import Repository
 from service.engine.session import OrtSession
 from service.errors import FileInvalid, PackageError, ProviderUnavailable, RunFailed, UnknownModel
+from service.manifest import Task
 from service.package import write_package
 
 
@@ -69,12 +70,18 @@ async def graph_of(folder, **changes):
     return (await prepare(folder, options(folder.parent.parent, **changes), accept)).graphs["generator"]
 
 
+def device_of(shaped):
+    """The device of a session that keeps to planned shapes."""
+    (session,) = {session.device_id: session for session in shaped.sessions}.values()
+    return session.device_id
+
+
 class TestDevices:
     async def test_each_has_lanes_and_one_session_for_them(self, folder, devices):
         graph = await graph_of(folder, lanes=2)
         assert graph.plan.devices == (0, 1, 2) and graph.plan.lanes == 2 and len(graph.sessions) == 6
         assert len({id(session) for session in graph.sessions}) == 3
-        assert [session._session.device_id for session in graph.sessions] == [0, 0, 1, 1, 2, 2]
+        assert [device_of(session._session) for session in graph.sessions] == [0, 0, 1, 1, 2, 2]
         assert "on each of the devices 0, 1, 2" in str(graph.plan)
 
     async def test_lanes_of_all_share_one_queue(self, folder, devices):
@@ -85,13 +92,13 @@ class TestDevices:
         answers = await asyncio.gather(*(batcher.submit({"z": z[i : i + 1]}) for i in range(60)))
         await batcher.close()
         assert {device for device, _ in devices.ran} == {0, 1, 2}
-        expected = Stand.run(graph.sessions[0]._session, {"z": z})["image"]
+        expected = graph.sessions[0]._session.sessions[0].run({"z": z})["image"]
         np.testing.assert_array_equal(np.concatenate([answer.outputs["image"] for answer in answers]), expected)
 
     async def test_only_those_that_were_asked_for(self, folder, devices):
         graph = await graph_of(folder, devices=(2, 0))
         assert graph.plan.devices == (2, 0)
-        assert [session._session.device_id for session in graph.sessions] == [2, 0]
+        assert [device_of(session._session) for session in graph.sessions] == [2, 0]
 
     async def test_one_that_is_not_there_is_refused_with_those_that_are(self, folder, devices):
         with pytest.raises(ProviderUnavailable, match="no device 7; there are 0, 1, 2"):
@@ -116,7 +123,7 @@ class TestDevices:
 
     async def test_a_session_made_anew_stays_on_its_device(self, folder, devices):
         graph = await graph_of(folder)
-        again = graph.sessions[2]._make(False)
+        (again,) = graph.sessions[2]._make(False).sessions
         assert (again.device_id, again.provider, again.watch) == (2, "cuda", None)
         assert graph.sessions[2]._make(True).provider == "cpu"
 
@@ -130,6 +137,143 @@ class TestDevices:
         monkeypatch.setattr(providers, "_cuda_devices", lambda: 3)
         assert device_ids("cpu", (1, 2)) == device_ids("webgpu", (1, 2)) == (0,)
         assert device_ids("cuda") == device_ids("tensorrt") == (0, 1, 2)
+
+
+class ByShape(Stand):
+    """Untold it takes other kernels for eight rows than for fewer, whose last bits differ; never when told a search."""
+
+    bits, seconds_a_row, broken_search = 1, 0.0, False
+
+    def run(self, inputs, watch=None):
+        answers, count = super().run(inputs, watch), len(inputs["z"])
+        if self.search:
+            time.sleep(self.seconds_a_row * count)
+            return {name: array ^ (2 if self.broken_search else 0) for name, array in answers.items()}
+        if count == 8:
+            answers["image"][2] ^= self.bits
+        return answers
+
+
+class TestDependence:
+    """What a device does whose kernels follow the number of rows."""
+
+    @pytest.fixture
+    def by_shape(self, devices, monkeypatch):
+        monkeypatch.setattr(providers, "_cuda_devices", lambda: 1)
+        monkeypatch.setattr(loading, "OrtSession", ByShape)
+        for name, usual in (("bits", 1), ("seconds_a_row", 0.0), ("broken_search", False)):
+            monkeypatch.setattr(ByShape, name, usual)
+        return ByShape
+
+    async def test_the_search_that_is_the_same_for_every_number_of_rows_is_taken(self, folder, by_shape, caplog):
+        with caplog.at_level(logging.WARNING):
+            graph = await graph_of(folder, profile_s=1.0)
+        assert graph.plan.search == "DEFAULT" and graph.plan.rows_independent and graph.plan.max_batch > 1
+        assert [note for note in graph.why if "algorithms" in note and "DEFAULT" in note and "ms a row" in note]
+        assert any("DEFAULT" in record.getMessage() for record in caplog.records)
+        assert {session.search for session in graph.sessions[0]._session.sessions} == {"DEFAULT"}
+        (again,) = graph.sessions[0]._make(False).sessions
+        assert again.search == "DEFAULT", "made anew as it was"
+        z = np.random.RandomState(1).randn(8, 8).astype(np.float32)
+        together = graph.sessions[0].run({"z": z})["image"]
+        alone = [graph.sessions[0].run({"z": z[row : row + 1]})["image"] for row in range(8)]
+        np.testing.assert_array_equal(together, np.concatenate(alone))
+
+    async def test_not_where_it_is_dearer_than_rows_apart(self, folder, by_shape):
+        by_shape.seconds_a_row = 0.01
+        graph = await graph_of(folder, profile_s=1.0)
+        assert (graph.plan.search, graph.plan.max_batch, graph.plan.sizes) == ("", 1, (1,))
+        assert not graph.plan.rows_independent and any("cheaper" in note for note in graph.why)
+
+    async def test_not_where_it_answers_otherwise_than_recorded(self, folder, by_shape):
+        by_shape.broken_search = True
+        graph = await graph_of(folder, profile_s=1.0)
+        assert (graph.plan.search, graph.plan.max_batch) == ("", 1)
+        assert any("fails" in note and "golden" in note for note in graph.why)
+
+    async def test_it_is_remembered_with_the_plan(self, folder, by_shape, tmp_path):
+        first = await graph_of(folder, profile_s=1.0, cache=tmp_path / "cache")
+        by_shape.ran.clear()
+        again = await graph_of(folder, profile_s=1.0, cache=tmp_path / "cache")
+        assert again.plan.source == "cached" and again.plan.search == "DEFAULT" and again.why == first.why
+        assert {session.search for session in again.sessions[0]._session.sessions} == {"DEFAULT"}
+        assert len(by_shape.ran) < 20, "nothing was looked at anew"
+
+    async def test_pictures_of_any_size_run_apart_with_the_usual_kernels(self, tmp_path, by_shape, monkeypatch):
+        """Batches were looked at in one size alone, and the others would only be slower."""
+        folder = write_picture_model(tmp_path, "picture", Task.TRANSLATE)
+        monkeypatch.setattr(ByShape, "run", wavering)
+        graph = await graph_of(folder, profile_s=1.0)
+        assert (graph.plan.search, graph.plan.max_batch) == ("", 1) and any("runs alone" in note for note in graph.why)
+
+
+def wavering(session, inputs, watch=None):
+    """A run in which the first of several pictures is one level off."""
+    answers = Stand.run(session, inputs, watch)
+    if len(next(iter(inputs.values()))) > 1:
+        for array in answers.values():
+            array[0] ^= 1
+    return answers
+
+
+class Short(Stand):
+    """Lacks memory for more than `room` rows; sessions after the first `bad` have that much, those before none."""
+
+    room, bad, made = 0, 0, 0
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.number = Short.made
+        Short.made += self.provider == "cuda"
+
+    def run(self, inputs, watch=None):
+        count = len(next(iter(inputs.values())))
+        if self.provider == "cuda" and (count > self.room or self.number < self.bad):
+            raise RunFailed("tiny@1: the run failed: Available memory of 119296 is smaller than requested bytes")
+        return super().run(inputs, watch)
+
+
+class TestShortage:
+    """A device without the memory that the load would like."""
+
+    @pytest.fixture
+    def short(self, devices, monkeypatch):
+        monkeypatch.setattr(providers, "_cuda_devices", lambda: 1)
+        monkeypatch.setattr(loading, "OrtSession", Short)
+        for name in ("room", "bad", "made"):
+            monkeypatch.setattr(Short, name, 0)
+        return Short
+
+    @pytest.mark.parametrize("profile_s", [0, 0.5])
+    @pytest.mark.parametrize(("room", "planned"), [(1, 1), (2, 2), (3, 2), (9, 8)])
+    async def test_smaller_runs_are_planned(self, folder, short, room, planned, profile_s):
+        short.room = room
+        graph = await graph_of(folder, providers=("cuda",), profile_s=profile_s)
+        assert graph.plan.provider == "cuda" and graph.plan.max_batch <= planned == max(graph.plan.sizes)
+        z = np.random.RandomState(1).randn(planned, 8).astype(np.float32)
+        assert graph.sessions[0].run({"z": z})["image"].shape[0] == planned
+        assert graph.sessions[0].notes == ()
+
+    async def test_a_session_whose_arena_is_stuck_is_made_anew(self, folder, short):
+        short.room, short.bad = 4, 1
+        graph = await graph_of(folder, providers=("cuda",))
+        assert graph.plan.provider == "cuda" and graph.plan.max_batch == 1
+        assert any("out of memory while loading, tried anew" in note for note in graph.why)
+
+    async def test_the_cpu_is_the_last_resort_and_that_is_told(self, folder, short):
+        graph = await graph_of(folder, providers=("cuda",))
+        assert graph.plan.provider == "cpu" and graph.sessions[0].provider == "cpu"
+        assert any("the CPU runs it" in note for note in graph.why)
+        assert graph.sessions[0]._make(False).provider == "cpu", "the plan is for the CPU"
+        assert graph.sessions[0].run({"z": np.zeros((3, 8), np.float32)})["image"].shape[0] == 3
+
+    async def test_other_faults_refuse_the_model_as_ever(self, folder, short, monkeypatch):
+        def run(session, inputs, watch=None):
+            raise RunFailed("tiny@1: the run failed: an illegal instruction was encountered")
+
+        monkeypatch.setattr(Short, "run", run)
+        with pytest.raises(RunFailed, match="illegal"):
+            await graph_of(folder, providers=("cuda",))
 
 
 def looping_model(root, name):

@@ -143,7 +143,9 @@ async def test_an_idle_model_is_shrunk_once_and_counted(tmp_path, monkeypatch):
     write_tiny(tmp_path, "tiny")
     shrunk = []
     monkeypatch.setattr(OrtSession, "shrink", lambda self, inputs: shrunk.append(len(inputs["z"])))
-    options = EngineOptions(tmp_path, providers=("cpu",), lanes=3, profile_s=0, shrink_after_s=0.05)
+    options = EngineOptions(
+        tmp_path, providers=("cpu",), lanes=3, threads_per_lane=1, profile_s=0, shrink_after_s=0.05
+    )  # with more threads, as many cores would give them, each lane has a session of its own
     repository = Repository(options, lambda manifest: None)
     await repository.refresh()
     batcher = repository.resolve("tiny").graphs["generator"].batcher

@@ -3,15 +3,13 @@
 import json
 import os
 
-import numpy as np
 import pytest
-from fakesession import FakeSession, rows
 
 from service.engine import profile
 from service.engine.options import EngineOptions
-from service.engine.profile import Plan, available_cpus, choose_plan, extreme, knee, probe
+from service.engine.profile import Plan, available_cpus, choose_plan, knee
 from service.engine.session import OrtSession
-from service.errors import RunFailed
+from service.engine.shapes import SHELF
 from service.package import read_golden, read_package
 
 
@@ -67,49 +65,39 @@ def test_a_run_that_was_held_up_does_not_lower_the_cap():
     assert knee({**calm, 4: 0.060})[0] == 8
 
 
-def test_extremes_leave_the_watched_row_alone():
-    inputs = {**rows([1, 2]), "i": np.arange(8, dtype=np.uint8).reshape(2, 4), "k": np.array([5, 6])}
-    batch = extreme(inputs, 5, 3)
-    for name, array in inputs.items():
-        np.testing.assert_array_equal(batch[name][3], array[0])
-    assert np.abs(batch["x"][[0, 1, 2, 4]]).min() >= 90 and set(batch["i"][[0, 1]].ravel()) == {0, 255}
-    assert set(batch["k"]) <= {5, 6}, "whole numbers index something: never out of range"
+FLAT = {1: 0.45, 2: 0.46, 4: 0.46, 8: 0.48, 16: 0.50, 32: 0.49}
+STEEP = {1: 0.5, 2: 0.9, 4: 1.7, 8: 3.3, 16: 6.5, 32: 13.0}
 
 
-class Mixing(FakeSession):
-    """Rows see the batch's mean, as with training-mode batch norm."""
-
-    def run(self, inputs):
-        return {"y": inputs["x"] - inputs["x"].mean(axis=0)}
-
-
-class Fragile(FakeSession):
-    def run(self, inputs):
-        if np.abs(inputs["x"]).max() > 50:
-            raise RunFailed("too extreme")
-        return super().run(inputs)
-
-
-@pytest.mark.parametrize(("session", "independent"), [(FakeSession(), True), (Mixing(), False), (Fragile(), True)])
-def test_rows_that_see_each_other_are_found(session, independent):
-    costs, found = probe(session, rows([1, 2, 3]), [2, 3, 8], float("inf"))
-    assert found is independent
-    assert set(costs) == ({1, 2, 3, 8} if independent else {1})
+@pytest.mark.parametrize(
+    ("costs", "shelf", "shape_s", "fills"),
+    [
+        (FLAT, 4, 0.08, (32,)),  # a GPU with a small model: one row costs what 32 do
+        (FLAT, 1, 0.0, (32,)),
+        (STEEP, 4, 80.0, (1, 16, 32)),  # as many as there are sessions, one of them for who comes alone
+        (STEEP, 1, 0.001, (1, 2, 4, 8, 16, 32)),  # other shapes cost nothing
+        (STEEP, 1, 80.0, (32,)),  # whatever filling up costs, planning anew costs more
+        (STEEP, 1, 4.0, (4, 16, 32)),  # or less
+    ],
+)
+def test_runs_are_filled_up_as_far_as_that_costs_less_than_another_shape(costs, shelf, shape_s, fills):
+    assert profile._fills(costs, tuple(costs), shelf, shape_s) == fills
 
 
-def test_batches_that_do_not_fit_into_memory_are_not_planned():
-    class Tight(FakeSession):
-        def run(self, inputs, watch=None):
-            if len(inputs["x"]) > 4:
-                raise RunFailed("Failed to allocate memory for requested buffer")
-            return super().run(inputs, watch)
-
-    costs, independent = probe(Tight(), rows([1, 2, 3]), [2, 4, 8, 16], float("inf"))
-    assert set(costs) == {1, 2, 4} and independent
+def test_only_cuda_keeps_sessions_for_shapes_and_only_where_memory_is_not_bounded():
+    free, bounded = EngineOptions(models=None), EngineOptions(models=None, device_memory_bytes=2**30)
+    assert profile.shelf_of("cuda", 0.08, free) == SHELF
+    assert {profile.shelf_of(*one) for one in [("cuda", 0.0, free), ("cuda", 0.08, bounded), ("webgpu", 1, free)]} == {
+        1
+    }
 
 
-def test_the_deadline_bounds_the_probe():
-    assert set(probe(FakeSession(), rows([1]), [2, 4, 8], 0.0)[0]) == {1, 2}
+def test_what_is_filled_up_is_priced_as_such():
+    plan = Plan(
+        1, 1, 8, 1, 0.1, True, "cuda", ((1, 1.0), (2, 2.0), (4, 4.0), (8, 5.0)), sizes=(1, 2, 4, 8), fills=(2, 8)
+    )
+    assert [plan.run_s(rows) for rows in (1, 2, 3, 4, 8)] == [2.0, 2.0, 5.0, 5.0, 5.0]
+    assert "runs of up to 8 rows filled up to 2 or 8" in str(plan)
 
 
 @pytest.fixture

@@ -36,10 +36,7 @@ class TestProviders:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
         chosen = candidates(("auto",))
         assert chosen.names == ("webgpu", "cpu")
-        assert chosen.skipped == (
-            "tensorrt: no NVIDIA driver with a device",
-            "cuda: no NVIDIA driver with a device",
-        )
+        assert chosen.skipped == dict.fromkeys(("tensorrt", "cuda"), "no NVIDIA driver with a device")
         session = tiny_session(tiny_models, providers=("auto",))
         assert session.provider == "cpu" and len(session.why) == 3
 
@@ -50,7 +47,7 @@ class TestProviders:
         monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
         real = onnxruntime.InferenceSession
 
-        def falls_back(path, options, providers):
+        def falls_back(path, options, providers, **_):
             return real(path, options, providers=["CPUExecutionProvider"])
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
@@ -60,6 +57,53 @@ class TestProviders:
         assert all("fell back" in note for note in session.why)
         with pytest.raises(ProviderUnavailable, match="fell back"):
             tiny_session(tiny_models, providers=("cuda",))
+
+    def test_what_is_no_better_needs_no_reason(self, monkeypatch):
+        """An onnxruntime for NVIDIA devices lacks WebGPU; that is nothing to say of a session on CUDA."""
+        monkeypatch.setattr(providers, "missing", lambda name: None if name in ("cuda", "cpu") else "not here")
+        monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
+        chosen = candidates(("auto",))
+        assert chosen.names == ("cuda", "cpu")
+        assert chosen.passed_over("cuda") == ("tensorrt: not here",)
+        assert chosen.passed_over("cpu") == ("tensorrt: not here", "webgpu: not here")
+
+    def test_why_a_provider_could_not_be_made_is_told(self, tiny_models, monkeypatch, capsys):
+        """Left to itself ONNX Runtime prints the reason and hands out a session on the CPU instead."""
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(providers.PROVIDERS.values()))
+        monkeypatch.setattr(providers, "missing", lambda name: None if name in ("cuda", "cpu") else "not here")
+        monkeypatch.setattr(providers, "_preload_cuda", lambda: None)
+        real = onnxruntime.InferenceSession._create_inference_session
+
+        def create(session, asked, *rest):
+            if asked[0][0] == "CUDAExecutionProvider":
+                raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient\nand more lines")
+            return real(session, asked, *rest)
+
+        monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+        session = tiny_session(tiny_models, providers=("cuda", "cpu"))
+        assert session.provider == "cpu"
+        assert session.why == ("cuda: CUDA failure 35: CUDA driver version is insufficient",)
+        assert capsys.readouterr().out == ""
+        with pytest.raises(ProviderUnavailable, match="CUDA failure 35"):
+            tiny_session(tiny_models, providers=("cuda",))
+
+    def test_plans_are_kept_by_the_name_of_the_device(self, monkeypatch):
+        """What its kernels answer holds for no other kind of device. Against a stand-in for the driver."""
+
+        class Driver:
+            def cuDeviceGet(self, device, number):
+                device._obj.value = number
+                return 0
+
+            def cuDeviceGetName(self, name, length, device):
+                name.value = b"NVIDIA H%d" % (200 + device.value)
+                return 0
+
+        monkeypatch.setattr(providers, "_cuda_devices", lambda: 2)
+        monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: Driver())
+        look = providers.device_name.__wrapped__  # not what was found before
+        assert [look("cuda", 0), look("tensorrt", 1)] == ["NVIDIA H200", "NVIDIA H201"]
+        assert [look("webgpu", 0), look("cpu", 0), look("cuda", 2)] == ["", "", ""]
 
     def test_what_was_named_must_work(self, monkeypatch):
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -83,14 +127,30 @@ class TestProviders:
 
 
 class TestOptions:
-    """What CUDA and TensorRT are told; none of it has run on NVIDIA hardware."""
+    """What CUDA and TensorRT are told."""
 
     def test_cuda_keeps_full_precision_and_takes_no_more_than_asked(self):
-        assert cuda_options(DeviceOptions()) == {"device_id": "0", **CUDA}
+        assert cuda_options(DeviceOptions()) == CUDA
         assert cuda_options(DeviceOptions(memory_bytes=2**31))["gpu_mem_limit"] == "2147483648"
 
+    def test_cudnns_choice_is_told_where_it_is_not_the_usual_and_nothing_is_printed_of_it(
+        self, tiny_models, monkeypatch
+    ):
+        told = cuda_options(DeviceOptions(search="DEFAULT"))
+        assert told == {**CUDA, "cudnn_conv_algo_search": "DEFAULT"}
+        levels = []
+        monkeypatch.setattr(onnxruntime, "set_default_logger_severity", levels.append)
+        tiny_session(tiny_models, device=DeviceOptions())
+        assert levels == []
+        assert tiny_session(tiny_models, device=DeviceOptions(search="DEFAULT")).search == "DEFAULT" and levels == [3]
+
+    def test_the_first_device_needs_no_number_others_do(self):
+        """Where it is given, ONNX Runtime looks for a plugin of that number and warns that there is none."""
+        for build in (cuda_options, tensorrt_options):
+            assert "device_id" not in build(DeviceOptions()) and build(DeviceOptions(), 2)["device_id"] == "2"
+
     def test_tensorrt_caches_its_engines_where_there_is_a_cache(self, tmp_path):
-        assert tensorrt_options(DeviceOptions()) == {"device_id": "0", "trt_fp16_enable": "0"}
+        assert tensorrt_options(DeviceOptions()) == {"trt_fp16_enable": "0"}
         options = tensorrt_options(DeviceOptions(memory_bytes=2**30, fp16=True, cache=tmp_path))
         assert options["trt_fp16_enable"] == options["trt_engine_cache_enable"] == "1"
         assert options["trt_engine_cache_path"] == str(tmp_path / "tensorrt")

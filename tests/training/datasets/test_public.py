@@ -178,3 +178,8 @@ def test_every_public_set_is_pinned_and_has_a_licence() -> None:
         assert all(len(pin.sha256) == 64 and pin.version for pin in entry.packages)
         assert all(pin.exact or entry.payload for pin in entry.packages)  # a free version needs a pinned payload
     json.dumps([entry.source for entry in public.PUBLIC.values()])
+
+
+def test_a_licence_that_asks_for_attribution_carries_the_name_to_every_card() -> None:
+    asking = [entry for entry in public.PUBLIC.values() if entry.license.startswith("CC-BY-4")]
+    assert asking and all(entry.license.partition("(")[2].partition(" by ")[2] for entry in asking)
