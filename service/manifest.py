@@ -25,6 +25,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 """A bare name inside the model's folder: no separators, so a manifest cannot point outside it."""
+DirectionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_SYMBOL.pattern)]
 """A fixed size, a symbol (`batch`, `height`) or a multiple of one (`4*height`)."""
 
@@ -44,7 +45,8 @@ class _Frozen(BaseModel):
 class TensorSpec(_Frozen):
     """One input or output of a graph. `shape[0]` is always `batch`: one row per sample.
 
-    Images are uint8 NHWC on both sides; pre- and post-processing is in the graph. Labels are int64 [batch].
+    Images are uint8 NHWC on both sides; pre- and post-processing is in the graph. Labels are int64 [batch], or a weight
+    for each class, float32 [batch, classes].
     """
 
     name: str = Field(min_length=1, max_length=128)
@@ -58,8 +60,9 @@ class TensorSpec(_Frozen):
             raise ValueError(f"tensor {self.name!r}: the first dimension is {self.shape[0]!r}, must be 'batch'")
         if self.kind in ("image", "mask") and (self.dtype != "uint8" or len(self.shape) != 4):
             raise ValueError(f"tensor {self.name!r}: {self.kind}s are uint8 [batch, height, width, channels]")
-        if self.kind == "label" and self.dtype != "int64":
-            raise ValueError(f"tensor {self.name!r}: labels are int64")
+        indices, weights = self.dtype == "int64", self.dtype == "float32" and len(self.shape) == 2
+        if self.kind == "label" and not indices and not weights:
+            raise ValueError(f"tensor {self.name!r}: labels are int64 [batch], or weights float32 [batch, classes]")
         if self.kind in ("latent", "noise", "text") and self.dtype != "float32":
             raise ValueError(f"tensor {self.name!r}: {self.kind} tensors are float32")
         return self
@@ -95,7 +98,8 @@ class GenerateSpec(_Frozen):
 
     `labels` are the classes in index order, or null for an unconditional model. `style_layers` is null for a
     model without w space; there truncation multiplies z. With it, one graph maps z to w, another takes w for each layer
-    (and perhaps noise), and `mean_w` is among the arrays.
+    (and perhaps noise), and `mean_w` is among the arrays. `directions` names the rows of the array of that name: steps
+    in w, or in z for a model without w space, that requests may ask for.
     """
 
     latent: Literal["normal"] = "normal"
@@ -103,9 +107,12 @@ class GenerateSpec(_Frozen):
     labels: tuple[str, ...] | None = None
     truncation: bool = True
     style_layers: int | None = Field(default=None, ge=1)
+    directions: tuple[DirectionName, ...] = ()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        if len(set(self.directions)) != len(self.directions):
+            raise ValueError(f"generate.directions repeat: {list(self.directions)}")
         if self.labels is not None and (not self.labels or len(set(self.labels)) != len(self.labels)):
             raise ValueError("generate.labels must be distinct and not empty, or null")
         return self
@@ -195,6 +202,13 @@ class Manifest(_Frozen):
             raise ValueError(f"generate.latent_dim is {spec.latent_dim}, but no graph takes a latent of that length")
         if (spec.labels is not None) != any(tensor.kind == "label" for tensor in inputs):
             raise ValueError("generate.labels are the classes of a graph's label input: both or neither")
+        weighed = [tensor for tensor in inputs if tensor.kind == "label" and tensor.dtype == "float32"]
+        if any(tensor.shape[1] != len(spec.labels or ()) for tensor in weighed):
+            raise ValueError(f"a label input has {weighed[0].shape[1]} weights for {len(spec.labels or ())} classes")
+        if spec.style_layers is not None and weighed:
+            raise ValueError("a model with styles mixes classes in w: its label input must be int64")
+        if spec.directions and self.arrays is None:
+            raise ValueError("generate.directions are named, but arrays, which hold them, are missing")
         if not any(tensor.kind == "image" for graph in self.graphs.values() for tensor in graph.outputs):
             raise ValueError("generate is in tasks but no graph's output is an image")
         if spec.style_layers is None:

@@ -310,15 +310,27 @@ def _check_golden(manifest: Manifest, stored: Arrays) -> None:
 
 
 def _check_arrays(folder: Path, manifest: Manifest) -> None:
-    """Where truncation is in w, the mean w is there: float32, as long as the styles are."""
-    if manifest.generate is None or manifest.generate.style_layers is None or manifest.arrays is None:
+    """Where truncation is in w, the mean w is there; directions are as many as are named, and as long as what they are
+    added to."""
+    spec = manifest.generate
+    if spec is None or manifest.arrays is None:
         return
     arrays = read_npz(folder / manifest.arrays.file, model=manifest.ref)
-    mean, wide = arrays.get("mean_w"), manifest.style_dim
-    if mean is None or mean.dtype != np.float32 or mean.shape != (wide,) or not np.isfinite(mean).all():
-        found = "is missing" if mean is None else f"is {mean.dtype} {list(mean.shape)}"
-        detail = f"{manifest.arrays.file}: mean_w {found}, must be {wide} finite numbers of float32"
-        raise FileInvalid(detail, model=manifest.ref)
+    wide = spec.latent_dim if spec.style_layers is None else manifest.style_dim
+    if spec.style_layers is not None:
+        _check_array(manifest, arrays, "mean_w", (wide,), f"{wide} finite numbers of float32")
+    rows = arrays.get("directions")
+    if rows is not None or spec.directions:
+        count = len(spec.directions) or (0 if rows is None or not rows.ndim else len(rows))
+        _check_array(manifest, arrays, "directions", (count, wide), f"float32 [{count}, {wide}], all finite")
+
+
+def _check_array(manifest: Manifest, arrays: Arrays, name: str, shape: tuple[int | None, ...], wanted: str) -> None:
+    array = arrays.get(name)
+    if array is None or array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+        found = "is missing" if array is None else f"is {array.dtype} {list(array.shape)}"
+        assert manifest.arrays is not None  # the caller has looked
+        raise FileInvalid(f"{manifest.arrays.file}: {name} {found}, must be {wanted}", model=manifest.ref)
 
 
 def _first_faults(error: ValidationError, limit: int = 3) -> str:

@@ -65,6 +65,9 @@ class Settings(BaseModel):
     max_images: int = Field(
         64, ge=1, le=4096, description="Most images in one request. Bounds a response's memory: rows x picture bytes."
     )
+    max_motion_frames: int = Field(
+        240, ge=2, le=10_000, description="Most frames of one animation. Bounds the time that one request may take."
+    )
     poll_models_s: float | None = Field(
         2.0,
         gt=0,
@@ -189,7 +192,8 @@ class Settings(BaseModel):
         32 << 20,
         ge=1024,
         le=1 << 30,
-        description="Largest body of `/translate` and `/upscale` in bytes; beyond it 413. Phones send up to 16 MiB.",
+        description="Largest body of `/translate`, `/upscale` and `/project` in bytes; beyond it 413. "
+        "Phones send up to 16 MiB.",
     )
     max_pixels: int = Field(
         40_000_000,

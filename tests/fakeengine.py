@@ -128,6 +128,7 @@ class FakeEngine:
         latents=None,
         labels=None,
         truncation=1.0,
+        steering=None,
         priority=5,
         timeout_s=None,
         lone=False,

@@ -22,11 +22,19 @@ SAMPLES_PNG = (
 
 
 def tiny_graph(
-    *, channels: int, latent_dim: int = 8, classes: int = 0, side: int = 8, seed: int = 0, poison: bool = False
+    *,
+    channels: int,
+    latent_dim: int = 8,
+    classes: int = 0,
+    side: int = 8,
+    seed: int = 0,
+    poison: bool = False,
+    weighed: bool = False,
 ) -> bytes:
     """A generator of two layers with a transposed convolution: float latent in, uint8 NHWC image out.
 
     Args:
+        weighed: the label is a weight for each class rather than an index.
         poison: adds a float32 output `score`, the root of the latent's first number: NaN where it is negative. (Not the
             logarithm, whose last bits follow the place in the batch on the CPU.)
     """
@@ -46,11 +54,10 @@ def tiny_graph(
     nodes, inputs, first = [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", latent_dim])], "z"
     outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, channels])]
     if classes:
-        inputs.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]))
-        nodes += [
-            helper.make_node("Gather", ["embedding", "label"], ["embedded"]),
-            helper.make_node("Add", ["z", "embedded"], ["joined"]),
-        ]
+        shape = (TensorProto.FLOAT, ["batch", classes]) if weighed else (TensorProto.INT64, ["batch"])
+        inputs.append(helper.make_tensor_value_info("label", *shape))
+        embed = ("MatMul", ["label", "embedding"]) if weighed else ("Gather", ["embedding", "label"])
+        nodes += [helper.make_node(*embed, ["embedded"]), helper.make_node("Add", ["z", "embedded"], ["joined"])]
         first = "joined"
     nodes += [
         helper.make_node("Gemm", [first, "w1", "b1"], ["h1"]),
@@ -80,19 +87,27 @@ def tiny_graph(
 
 
 def tiny_draft(
-    name: str, *, channels: int, latent_dim: int = 8, labels: tuple[str, ...] | None = None, side: int = 8
+    name: str,
+    *,
+    channels: int,
+    latent_dim: int = 8,
+    labels: tuple[str, ...] | None = None,
+    side: int = 8,
+    weighed: bool = False,
+    directions: tuple[str, ...] = (),
 ) -> ManifestDraft:
     """The manifest that fits `tiny_graph`'s."""
     inputs = [TensorSpec(name="z", kind="latent", dtype="float32", shape=("batch", latent_dim))]
     if labels:
-        inputs.append(TensorSpec(name="label", kind="label", dtype="int64", shape=("batch",)))
+        dtype, shape = ("float32", ("batch", len(labels))) if weighed else ("int64", ("batch",))
+        inputs.append(TensorSpec(name="label", kind="label", dtype=dtype, shape=shape))
     image = TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", side, side, channels))
     return ManifestDraft(
         name=name,
         family="tiny",
         tasks=(Task.GENERATE,),
         graphs={"generator": GraphDraft(opset=OPSET, inputs=tuple(inputs), outputs=(image,))},
-        generate=GenerateSpec(latent_dim=latent_dim, labels=labels),
+        generate=GenerateSpec(latent_dim=latent_dim, labels=labels, directions=directions),
         provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
         license="Apache-2.0",
         paper="none",
@@ -117,16 +132,23 @@ def write_tiny(
     side: int = 8,
     seed: int = 0,
     version: int | None = None,
+    weighed: bool = False,
+    directions: tuple[str, ...] = (),
 ) -> Path:
-    """Write one version of a tiny generator; other weights for every `seed`."""
-    graph = tiny_graph(channels=channels, latent_dim=latent_dim, classes=len(labels or ()), side=side, seed=seed)
+    """Write one version of a tiny generator; other weights for every `seed`. `weighed`: see `tiny_graph`."""
+    shape = {"channels": channels, "latent_dim": latent_dim, "side": side}
+    graph = tiny_graph(**shape, classes=len(labels or ()), seed=seed, weighed=weighed)
     inputs: dict[str, np.ndarray] = {"z": latents_from_seeds([0, 1, 2, 3], latent_dim)}
     if labels:
         inputs["label"] = np.arange(4, dtype=np.int64) % len(labels)
+        if weighed:
+            inputs["label"] = np.eye(len(labels), dtype=np.float32)[inputs["label"]]
+    vectors = np.random.RandomState(7).randn(len(directions), latent_dim).astype(np.float32)
     return write_package(
         root,
-        tiny_draft(name, channels=channels, latent_dim=latent_dim, labels=labels, side=side),
+        tiny_draft(name, labels=labels, weighed=weighed, directions=directions, **shape),
         graphs={"generator": graph},
+        arrays={"directions": vectors} if directions else None,
         golden=golden_of(graph, inputs),
         card=f"# {name}\n",
         samples_png=SAMPLES_PNG,
@@ -259,6 +281,47 @@ def style_graphs(*, latent_dim: int = 8, classes: int = 0, noise: bool = True, s
     return {"mapping": mapping, "synthesis": synthesis}
 
 
+def encoder_graph(wide: tuple[int, ...], *, passes: bool, side: int = 8) -> bytes:
+    """A picture to w or w+ as `style_graphs` draws them, by the inverse of what is linear in it.
+
+    Args:
+        passes: goes on from a latent and what it drew.
+    """
+    rng = np.random.RandomState(5)
+    pixels = side * side * 3
+    rng.randn(8, STYLE_DIM), rng.randn(STYLE_DIM)  # the mapping's
+    inverse = np.linalg.pinv(rng.randn(STYLE_LAYERS * STYLE_DIM, pixels) / 4) / 127.5
+    bias = rng.randn(pixels)
+    if len(wide) == 1:  # the mean over layers
+        inverse = inverse.reshape(pixels, STYLE_LAYERS, STYLE_DIM).mean(axis=1)
+    weights = {"inverse": inverse, "offset": 127.5 * (1 + np.tanh(bias))}
+    inputs = [("picture", TensorProto.UINT8, ["batch", side, side, 3])]
+    nodes = [
+        helper.make_node("Cast", ["picture"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+    ]
+    base = "offset"
+    if passes:
+        inputs += [
+            ("drawn", TensorProto.UINT8, ["batch", side, side, 3]),
+            ("before", TensorProto.FLOAT, ["batch", *wide]),
+        ]
+        nodes += [
+            helper.make_node("Cast", ["drawn"], ["drawn_float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["drawn_float"], ["drawn_flat"]),
+        ]
+        base = "drawn_flat"
+    nodes += [
+        helper.make_node("Sub", ["flat", base], ["left"]),
+        helper.make_node("MatMul", ["left", "inverse"], ["step"]),
+        helper.make_node("Reshape", ["step", "shape"], ["shaped" if passes else "code"]),
+    ]
+    if passes:
+        nodes.append(helper.make_node("Add", ["before", "shaped"], ["code"]))
+    shape = numpy_helper.from_array(np.array([0, *wide], np.int64), "shape")
+    return _model(nodes, inputs, [("code", TensorProto.FLOAT, ["batch", *wide])], weights, extra=(shape,))
+
+
 def _model(nodes, inputs, outputs, weights, extra=()) -> bytes:  # type: ignore[no-untyped-def]
     initializers = [numpy_helper.from_array(np.asarray(w, np.float32), name) for name, w in weights.items()]
     ends = ([helper.make_tensor_value_info(*one) for one in side] for side in (inputs, outputs))
@@ -275,8 +338,15 @@ def write_tiny_style(
     labels: tuple[str, ...] | None = None,
     noise: bool = True,
     arrays: Mapping[str, np.ndarray] | None = None,
+    directions: tuple[str, ...] = (),
+    encoder: str | None = None,
 ) -> Path:
-    """Write a model with a space of styles, 8x8x3; its mean w is 0.1, 0.2, ..."""
+    """Write a model with a space of styles, 8x8x3; its mean w is 0.1, 0.2, ...
+
+    Args:
+        directions: names of as many random directions.
+        encoder: `w` or `w+`, its space, or `passes`: one of w+ that sees what the last pass drew.
+    """
     graphs = style_graphs(classes=len(labels or ()), noise=noise)
     random, golden = np.random.RandomState(0), {}
     feeds: dict[str, dict[str, np.ndarray]] = {
@@ -299,6 +369,18 @@ def write_tiny_style(
         "mapping": TensorSpec(name="w", shape=("batch", STYLE_DIM), **latent),
         "synthesis": TensorSpec(name="image", kind="image", dtype="uint8", shape=("batch", 8, 8, 3)),
     }
+    if encoder:
+        wide = (STYLE_DIM,) if encoder == "w" else (STYLE_LAYERS, STYLE_DIM)
+        graphs["encoder"] = encoder_graph(wide, passes=encoder == "passes")
+        picture = {"kind": "image", "dtype": "uint8", "shape": ("batch", 8, 8, 3)}
+        inputs["encoder"] = [TensorSpec(name="picture", **picture)]
+        feeds["encoder"] = {"picture": random.randint(0, 256, (4, 8, 8, 3)).astype(np.uint8)}
+        outputs["encoder"] = TensorSpec(name="code", shape=("batch", *wide), **latent)
+        if encoder == "passes":
+            inputs["encoder"].append(TensorSpec(name="drawn", **picture))
+            inputs["encoder"].append(TensorSpec(name="before", shape=("batch", *wide), **latent))
+            feeds["encoder"]["drawn"] = random.randint(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+            feeds["encoder"]["before"] = random.randn(4, *wide).astype(np.float32)
     for graph, data in graphs.items():
         answers = golden_of(data, feeds[graph])
         golden |= {key.replace("generator/", f"{graph}/"): value for key, value in answers.items()}
@@ -307,18 +389,21 @@ def write_tiny_style(
         family="tiny",
         tasks=(Task.GENERATE,),
         graphs={g: GraphDraft(opset=OPSET, inputs=tuple(inputs[g]), outputs=(outputs[g],)) for g in graphs},
-        generate=GenerateSpec(latent_dim=8, labels=labels, style_layers=STYLE_LAYERS),
+        generate=GenerateSpec(latent_dim=8, labels=labels, style_layers=STYLE_LAYERS, directions=directions),
         provenance=Provenance(recipe={}, dataset="none", images_seen=0, commit="0" * 40, seed=0),
         license="Apache-2.0",
         paper="none",
     )
     mean = np.arange(1, STYLE_DIM + 1, dtype=np.float32) / 10
+    own = {"mean_w": mean}
+    if directions:
+        own["directions"] = np.random.RandomState(7).randn(len(directions), STYLE_DIM).astype(np.float32)
     return write_package(
         root,
         draft,
         graphs=graphs,
         golden=golden,
-        arrays={"mean_w": mean} if arrays is None else arrays,
+        arrays=own if arrays is None else arrays,
         card=f"# {name}\n",
         samples_png=SAMPLES_PNG,
     )

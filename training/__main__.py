@@ -1,4 +1,4 @@
-"""Command line of the training half: `python -m training data | train | recolour | evaluate | export | families`."""
+"""Command line of the training half: `python -m training COMMAND`, such as `data`, `train`, `evaluate`, `export`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,8 +7,10 @@ COMMANDS = {
     "data": "fetch and prepare a named public set, or check your own images",
     "train": "train a family on a data set",
     "recolour": "fit the colours of a trained palette to the data, as a run of its own",
+    "encoder": "learn an encoder beside a StyleGAN run, which projects pictures",
     "evaluate": "judge a run on held-out images, beside its bounds",
     "export": "write a run's generator into the models' folder, where a server picks it up",
+    "project": "find the latent that draws a picture, refined by gradient",
     "families": "list families, recipes and objectives",
 }
 

@@ -1,4 +1,4 @@
-"""The commands that need torch: `train`, `evaluate`, `export`, `families`. They only join the parts."""
+"""The commands that need torch, such as `train`, `evaluate`, `export`. They only join the parts."""
 
 import argparse
 import json
@@ -24,6 +24,7 @@ from training.features import FeaturesUnavailable
 from training.losses import OBJECTIVES, with_objective
 from training.monitors import watchers
 from training.pairruns import evaluate_pairs, pair_trainer, say_report
+from training.projectionruns import encoder_run, project_run
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
 from training.trainer import Trainer, TrainOptions, generate, source_commit
@@ -52,6 +53,16 @@ def recolour(argv: Sequence[str]) -> int:
 def export(argv: Sequence[str]) -> int:
     """`python -m training export`: write a run's generator into the models' folder."""
     return _guarded("export", _export, argv)
+
+
+def encoder(argv: Sequence[str]) -> int:
+    """`python -m training encoder`: learn an encoder beside a finished StyleGAN run."""
+    return _guarded("encoder", lambda given: encoder_run(given, _data_of), argv)
+
+
+def project(argv: Sequence[str]) -> int:
+    """`python -m training project`: a picture to the latent that draws it, refined by gradient."""
+    return _guarded("project", project_run, argv)
 
 
 def families(argv: Sequence[str]) -> int:

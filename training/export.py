@@ -10,7 +10,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import nn
 from service.engine.latents import latents_from_seeds
 from service.manifest import Evaluation, Provenance, TensorSpec, resolve_dimension
 from service.package import GraphDraft, ManifestDraft, write_package
-from training import card, checkpoint
+from training import card, checkpoint, projection
 from training.families import FAMILIES
 from training.family import ExportSpec, Family, GraphExport
 from training.recipe import Recipe
@@ -137,10 +138,21 @@ def export_run(run: TrainedRun, root: Path, name: str, *, version: int | None = 
     """
     evaluation = read_evaluation(run)
     folders = []
-    for spec in run.family.exports(run.nets, run.recipe, run.classes):
+    for spec in map(partial(_with_encoder, run), run.family.exports(run.nets, run.recipe, run.classes)):
         model = f"{name}-{spec.suffix}" if spec.suffix else name
         folders.append(_export(run, spec, root, model, version, evaluation))
     return folders
+
+
+def _with_encoder(run: TrainedRun, spec: ExportSpec) -> ExportSpec:
+    """A model with styles gets the encoder that was learnt for these weights, if there is one."""
+    layers = spec.generate.style_layers if spec.generate is not None else None
+    if layers is None:
+        return spec
+    encoder = projection.read_encoder(run.directory, run.digest, run.recipe, layers)
+    if encoder is None:
+        return spec
+    return replace(spec, graphs={**spec.graphs, "encoder": projection.encoder_graph(encoder, run.recipe)})
 
 
 def read_evaluation(run: TrainedRun) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.api import edits, pages, problems, routes, schemas
+from service.api import answers, edits, motion_body, motions, pages, problems, projections, routes, schemas
 from service.api.direct import Direct
 from service.api.fast import Front
 from service.api.ledger import Ledger
@@ -52,7 +52,8 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     )
     app.state.parts = parts
     app.add_middleware(Direct, parts=parts)
-    uploads = {route.path: settings.max_upload_bytes for route in edits.router.routes if isinstance(route, APIRoute)}
+    uploading = (*edits.router.routes, *projections.router.routes)
+    uploads = {route.path: settings.max_upload_bytes for route in uploading if isinstance(route, APIRoute)}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=uploads)
     ledger = Ledger(metrics, settings.access_log, lambda: parts.draining)
     app.add_middleware(RequestContext, ledger=ledger)
@@ -60,6 +61,8 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     problems.install(app, _methods)
     app.include_router(routes.router)
     app.include_router(edits.router)
+    app.include_router(motions.router)
+    app.include_router(projections.router)
     app.include_router(pages.router)
     if settings.playground:
         app.include_router(pages.site)
@@ -80,6 +83,7 @@ def engine_of(settings: Settings) -> "Engine":
             max_batch=settings.max_batch,
             max_queue_rows=settings.max_queue_rows,
             max_images=settings.max_images,
+            max_motion_frames=settings.max_motion_frames,
             tile_side=settings.tile_side,
             max_whole_pixels=settings.max_whole_pixels,
             max_result_pixels=settings.max_result_pixels,
@@ -100,7 +104,13 @@ def engine_of(settings: Settings) -> "Engine":
 def _methods(path: str) -> list[str]:
     """What a path answers to, over all routes: a router alone knows only the first that matches."""
     found: set[str] = set()
-    for route in (*routes.router.routes, *edits.router.routes, *pages.router.routes, *pages.site.routes):
+    for route in (
+        *routes.router.routes,
+        *edits.router.routes,
+        *motions.router.routes,
+        *pages.router.routes,
+        *pages.site.routes,
+    ):
         if isinstance(route, APIRoute) and route.path_regex.match(path):
             found |= route.methods or set()
     return sorted(found | ({"HEAD"} if "GET" in found else set()))
@@ -145,7 +155,13 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         document = original()
         components = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (schemas.GenerateRequest, schemas.GenerateResponse, schemas.Problem):
+        for model in (
+            schemas.GenerateRequest,
+            motion_body.InterpolateRequest,
+            answers.GenerateResponse,
+            answers.ProjectResponse,
+            answers.Problem,
+        ):
             if model.__name__ not in components:
                 schema = model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
                 components.update(schema.pop("$defs", {}))

@@ -2,27 +2,27 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from service.api import faults, problems, requests
 from service.api.negotiation import choose
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
 from service.api.plain import Headers
+from service.api.reading import Upload, apart, read_upload
 from service.api.record import record_of
+from service.api.streaming import Streamed
 from service.api.strict_json import shown
-from service.api.uploads import FORM, Form, Part, Room, expected_bytes, query_fields, read_body, take_apart
+from service.api.uploads import FORM, Form
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -36,8 +36,6 @@ from service.errors import (
     UnknownModel,
 )
 from service.imaging import FORMATS, Provenance, encode, encoder_version
-from service.imaging.decode import Decoded, decode_walked, inspect
-from service.imaging.limits import Header, Limits
 from service.imaging.png_stream import PngStream
 from service.manifest import Task
 
@@ -45,16 +43,13 @@ if TYPE_CHECKING:
     from service.engine.engine import ModelInfo
     from service.engine.pipelines.painting import Painting
 
-T = TypeVar("T")
 router = APIRouter()
+
+Asked = Upload[tuple[int | None, str | None]]
+"""With the scale and the format."""
 
 STREAMED_PX = 4_000_000
 """From so many pixels on a PNG is sent while it is made; below, it is encoded at once and has a Content-Length."""
-UPLOADS_HELD = 16
-"""So many bodies of the largest size may be in memory at once, over all requests; beyond it 429."""
-PICTURES_HELD = 4
-"""So many decoded pictures of the largest size may be."""
-
 _BINARY = {"type": "string", "format": "binary"}
 _TEXT = {"type": "string"}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -118,18 +113,6 @@ async def upscale(request: Request, parts: PartsDep) -> Response:
     return await _edit(request, parts, Task.UPSCALE, ("image", "model", "format", "scale"))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A request that was read and decoded. `digest` is of the uploaded bytes."""
-
-    model: "ModelInfo"
-    picture: Decoded
-    mask: npt.NDArray[np.uint8] | None
-    scale: int | None
-    fmt: str | None
-    digest: str
-
-
 async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ...]) -> Response:
     """Read, decode, run, encode."""
     record = record_of(request)
@@ -137,8 +120,8 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     headers_in = Headers(request.scope["headers"])
     timeout_s = requests.timeout_of(headers_in, parts)
     with ExitStack() as held:
-        asked = await _read(request, parts, task, known, held)
-        form = choose("image", asked.fmt, 1, headers_in.joined(b"accept"))
+        asked = await read_upload(request, parts, task, known, held, _choices)
+        form = choose("image", asked.choices[1], 1, headers_in.joined(b"accept"))
         left_s = max(0.001, timeout_s - (perf_counter() - record.started))
         started = _begin(parts, task, asked, requests.number_of(headers_in, "X-Priority", 1, 9) or 5, left_s)
         painting = await requests.while_connected(request, started)
@@ -152,76 +135,27 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
             first = await requests.while_connected(request, _first(painting))
             record.take(painting.tally)  # type: ignore[arg-type]
             record.images = 1
-            return _Streamed(_pieces(parts, painting, first, held.pop_all()), headers, FORMATS["png"])
+            return Streamed(_pieces(parts, painting, first, held.pop_all()), headers, FORMATS["png"])
         pixels = await requests.while_connected(request, painting.whole())
     record.take(painting.tally)  # type: ignore[arg-type]
     started_s = perf_counter()
     mark, options = _mark(parts, painting), parts.encode_options
-    body = await _apart(parts, lambda: encode(pixels, form.fmt, mark, options))
+    body = await apart(parts, lambda: encode(pixels, form.fmt, mark, options))
     record.stages["encode"] = perf_counter() - started_s
     record.images = 1
     return Response(body, 200, headers, form.media_type)
 
 
-async def _begin(parts: Parts, task: Task, asked: _Asked, priority: int, timeout_s: float) -> "Painting":
+async def _begin(parts: Parts, task: Task, asked: Asked, priority: int, timeout_s: float) -> "Painting":
     """Hand the picture to the engine."""
     ref, picture = asked.model.manifest.ref, asked.picture
     if task is Task.UPSCALE:
         return await parts.engine.upscale(
-            ref, picture.rgb, alpha=picture.alpha, scale=asked.scale, priority=priority, timeout_s=timeout_s
+            ref, picture.rgb, alpha=picture.alpha, scale=asked.choices[0], priority=priority, timeout_s=timeout_s
         )
     return await parts.engine.translate(
         ref, picture.rgb, alpha=picture.alpha, mask=asked.mask, priority=priority, timeout_s=timeout_s
     )
-
-
-async def _read(request: Request, parts: Parts, task: Task, known: tuple[str, ...], held: ExitStack) -> _Asked:
-    """The upload, checked from its header and decoded in a worker thread.
-
-    Args:
-        held: gives back the room that the picture takes, when the request ends.
-    """
-    record, settings = record_of(request), parts.settings
-    uploads, pictures = _rooms(request, parts)
-    query = query_fields(request)
-    if "model" in query:  # refused before a byte of the body is read
-        requests.serving(parts, query["model"], task)
-    size = expected_bytes(request, settings.max_upload_bytes)
-    with uploads.taken(size):
-        body = await read_body(request, size, requests.timeout_of(Headers(request.scope["headers"]), parts))
-        record.stages["read"] = perf_counter() - record.started
-        started = perf_counter()
-        content_type = request.headers.get("content-type", "")
-        form = await _apart(parts, lambda: take_apart(body, content_type, query, known))
-        model = requests.serving(parts, _required(form, "model"), task)
-        record.model = model.manifest.ref
-        scale, fmt = _choices(form, model)
-        if "image" not in form.files:
-            hint = "; it needs a filename" if "image" in form.fields else ""
-            raise InvalidRequest(f"image: the form has no such file{hint}", field="image")
-        limits = _limits(parts, model, task)
-        header = await _apart(parts, lambda: _inspect(form.files["image"], limits, model, task, parts))
-        held.enter_context(pictures.taken(header.width * header.height))
-        picture, mask, digest = await _apart(parts, lambda: _decode(form, header, limits))
-    record.stages["decode"] = perf_counter() - started
-    return _Asked(model, picture, mask, scale, fmt, digest)
-
-
-def _rooms(request: Request, parts: Parts) -> tuple[Room, Room]:
-    """What all requests of this app share."""
-    state = request.app.state
-    if not hasattr(state, "rooms"):
-        settings = parts.settings
-        uploads = Room(UPLOADS_HELD * settings.max_upload_bytes, "bytes")
-        state.rooms = uploads, Room(PICTURES_HELD * settings.max_pixels, "pixels")
-    rooms: tuple[Room, Room] = state.rooms
-    return rooms
-
-
-def _required(form: Form, name: str) -> str:
-    if not form.fields.get(name):
-        raise InvalidRequest(f"{name}: needed, in the form or in the query", field=name)
-    return form.fields[name]
 
 
 def _choices(form: Form, model: "ModelInfo") -> tuple[int | None, str | None]:
@@ -239,58 +173,7 @@ def _choices(form: Form, model: "ModelInfo") -> tuple[int | None, str | None]:
     return spec.scale, fmt
 
 
-def _limits(parts: Parts, model: "ModelInfo", task: Task) -> Limits:
-    """The deployment's bounds, narrowed by the model's own."""
-    settings = parts.settings
-    spec = model.manifest.upscale if task is Task.UPSCALE else model.manifest.translate
-    own = None if spec is None else spec.max_pixels
-    return Limits(
-        max_bytes=settings.max_upload_bytes,
-        max_pixels=settings.max_pixels if own is None else min(own, settings.max_pixels),
-        max_side=settings.max_side,
-        max_aspect=settings.max_aspect,
-        max_frames=settings.max_frames,
-        max_profile_bytes=settings.max_profile_bytes,
-    )
-
-
-def _inspect(part: Part, limits: Limits, model: "ModelInfo", task: Task, parts: Parts) -> Header:
-    """All that the header forbids, the result's size included."""
-    header = inspect(part.data, limits, part.media_type)
-    spec = model.manifest.upscale
-    if task is Task.UPSCALE and spec is not None:
-        most = parts.settings.max_result_pixels
-        pixels = header.width * header.height * spec.scale**2
-        if pixels > most:
-            sides = f"{header.width * spec.scale}x{header.height * spec.scale}"
-            raise ImageTooLarge(f"image: the result would be {sides}, {pixels} pixels; at most {most}", field="image")
-    return header
-
-
-def _decode(form: Form, header: Header, limits: Limits) -> tuple[Decoded, npt.NDArray[np.uint8] | None, str]:
-    """The picture, the mask (its transparency, where it has any, else its brightness), and the digest of both."""
-    image, mask = form.files["image"], form.files.get("mask")
-    digest = hashlib.sha256(image.data)
-    picture = decode_walked(image.data, header, limits)
-    if mask is None:
-        return picture, None, digest.hexdigest()
-    digest.update(b"mask" + len(mask.data).to_bytes(8, "big"))
-    digest.update(mask.data)
-    try:
-        found = inspect(mask.data, limits, mask.media_type)
-        if sorted((found.width, found.height)) != sorted((header.width, header.height)):
-            sides = f"{found.width}x{found.height} pixels, the image {header.width}x{header.height}"
-            raise InvalidRequest(f"mask: is {sides}; they must be equal", field="mask")
-        drawn = decode_walked(mask.data, found, limits)
-    except (ImageTooLarge, ImageTypeUnknown, ImageUnreadable) as error:
-        detail = error.detail.replace("image:", "mask:", 1)
-        raise type(error)(detail, field="mask", allowed=error.allowed) from None
-    if drawn.alpha is not None and not drawn.alpha.all():
-        return picture, 255 - drawn.alpha, digest.hexdigest()
-    return picture, drawn.rgb.max(axis=2), digest.hexdigest()
-
-
-def _tag(parts: Parts, asked: _Asked, fmt: str, painting: "Painting") -> str:
+def _tag(parts: Parts, asked: Asked, fmt: str, painting: "Painting") -> str:
     """A strong ETag: the answer is a function of the upload, the model, and who computes and writes it."""
     streamed = fmt == "png" and painting.height * painting.width >= STREAMED_PX
     writer = [fmt, encoder_version(fmt, parts.encode_options), parts.settings.provenance, streamed]
@@ -307,10 +190,6 @@ async def _first(painting: "Painting") -> npt.NDArray[np.uint8]:
     return await anext(aiter(painting.bands))
 
 
-async def _apart(parts: Parts, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(parts.encoders, work)
-
-
 async def _pieces(
     parts: Parts, painting: "Painting", first: npt.NDArray[np.uint8], held: ExitStack
 ) -> AsyncGenerator[bytes, None]:
@@ -321,24 +200,9 @@ async def _pieces(
     with held:
         async with aclosing(painting.bands) as bands:  # type: ignore[type-var]
             yield writer.head()
-            packing = asyncio.ensure_future(_apart(parts, partial(writer.rows, first)))
+            packing = asyncio.ensure_future(apart(parts, partial(writer.rows, first)))
             async for band in bands:  # made while the one before it is packed
                 yield await packing
-                packing = asyncio.ensure_future(_apart(parts, partial(writer.rows, band)))
+                packing = asyncio.ensure_future(apart(parts, partial(writer.rows, band)))
             yield await packing
         yield writer.end()
-
-
-class _Streamed(StreamingResponse):
-    """Ends its source when the client leaves."""
-
-    def __init__(self, pieces: AsyncGenerator[bytes, None], headers: dict[str, str], media_type: str) -> None:
-        super().__init__(pieces, 200, headers, media_type)
-        self._pieces = pieces
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the pieces as they come."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._pieces.aclose()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.api.negotiation import Form, choose, matches
+from service.api.negotiation import NPY, Form, choose, matches
 from service.api.parts import Parts
 from service.api.pictures import Rendered, entity_tag, render, tag_base
 from service.api.plain import Headers, Reply
@@ -41,10 +41,13 @@ class Drawing:
     arguments: dict[str, Any]
     form: Form
     headers: list[tuple[bytes, bytes]]
+    latents: str | None = None
+    """How they are written, where they come along."""
 
 
 Begin = Callable[[Parts, Asked], Drawing | Reply]
 
+NPY_TYPE = NPY.encode("ascii")
 _VARY = (b"vary", b"Accept")
 
 
@@ -58,13 +61,16 @@ def posted(parts: Parts, asked: Asked) -> Drawing:
     record.task = TASK
     timeout_s = timeout_of(headers, parts)
     accept = headers.joined(b"accept")
-    recipe, seeds = parts.recipes.of_body(asked.body, headers, accept)
+    if headers.first(b"content-type") == NPY_TYPE:
+        recipe, seeds = parts.recipes.of_npy(asked.body, asked.query), None
+    else:
+        recipe, seeds = parts.recipes.of_body(asked.body, headers, accept)
     record.stages["read"] = perf_counter() - record.started
     form = _settled(parts, record, recipe, accept)
     own = [_VARY]
     if recipe.tag is not None:
         own.append((b"etag", entity_tag(recipe.tag, seeds).encode("ascii")))
-    return Drawing(_arguments(asked, recipe, seeds, timeout_s), form, own)
+    return Drawing(_arguments(asked, recipe, seeds, timeout_s), form, own, recipe.request.return_latents)
 
 
 def linked(parts: Parts, asked: Asked) -> Drawing | Reply:
@@ -106,7 +112,8 @@ def took(record: Record, drawing: Drawing, drawn: "Generated") -> None:
 
 def rendering(parts: Parts, drawing: Drawing, drawn: "Generated") -> Rendered:
     """The answer's body and its own headers; from any thread."""
-    return render(drawn, drawing.form, parts.encode_options, marked=parts.settings.provenance)
+    marked = parts.settings.provenance
+    return render(drawn, drawing.form, parts.encode_options, marked=marked, latents=drawing.latents)
 
 
 def answered(record: Record, drawing: Drawing, drawn: "Generated", rendered: Rendered, began: float) -> Reply:
@@ -131,7 +138,7 @@ def _settled(parts: Parts, record: Record, recipe: Recipe, accept: str | None, s
     info = serving(parts, request.model, Task.GENERATE)
     if recipe.info is not info or recipe.form is None:
         record.model = info.ref
-        recipe.form = choose(shape or request.as_, request.format, request.images, accept)
+        recipe.form = choose(shape or request.shape, request.format, request.images, accept)
         recipe.tag = tag_base(parts, info, request, recipe.form)
         recipe.info, recipe.ref = info, info.ref
     record.model = recipe.ref
@@ -145,8 +152,9 @@ def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s:
         "seeds": seeds,
         "count": request.count,
         "latents": request.latents,
-        "labels": request.label,
+        "labels": None if isinstance(request.label, tuple) else request.label,
         "truncation": request.truncation,
+        "steering": request.steering,
         "priority": number_of(asked.headers, "X-Priority", 1, 9) or 5,
         "timeout_s": timeout_s,
         "lone": asked.record.lone,

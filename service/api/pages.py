@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from service.api import faults, problems, schemas
+from service.api import answers, faults, problems
 from service.api.negotiation import field_of, matches, parse_accept, quality
 from service.api.parts import PartsDep
 from service.errors import UnknownModel
@@ -29,7 +29,7 @@ POLICY = (
 )
 
 
-@router.get("/livez", summary="Is the process alive", response_model=schemas.Health)
+@router.get("/livez", summary="Is the process alive", response_model=answers.Health)
 async def livez() -> JSONResponse:
     """200 as long as the event loop turns; says nothing about models."""
     return JSONResponse({"state": "alive"}, headers={"cache-control": "no-store"})
@@ -38,8 +38,8 @@ async def livez() -> JSONResponse:
 @router.get(
     "/readyz",
     summary="Should requests be sent here",
-    response_model=schemas.Health,
-    responses={503: {"description": "Loading, draining, failed, or no model", "model": schemas.Health}},
+    response_model=answers.Health,
+    responses={503: {"description": "Loading, draining, failed, or no model", "model": answers.Health}},
 )
 async def readyz(parts: PartsDep) -> JSONResponse:
     """200 when models are loaded and the server is not draining; the folders that were refused, either way."""

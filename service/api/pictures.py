@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
@@ -14,15 +14,25 @@ from urllib.parse import quote
 from service.api.negotiation import Form
 from service.api.parts import Parts
 from service.api.schemas import GenerateRequest
+from service.engine.steering import mix_fields
+from service.engine.wire import base64_of, npy_of
 from service.imaging import FORMATS, EncodeOptions, Provenance, compose_grid, encode, encoder_version
 from service.imaging.archive import stored_zip
 from service.manifest import Manifest
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from service.engine.engine import Generated, ModelInfo
 
 SHAPES_WRITTEN = {"zip": "zip-2"}
 """Part of the ETag where a shape's bytes have changed for the same pictures."""
+
+MARK_CHARACTERS = 32_000
+"""Of a recipe in a file: EXIF in a JPEG ends at 64 kB. Longer ones, of the largest models' latents, are left out."""
+HEADER_CHARACTERS = 4096
+"""Of a recipe in a header: many clients and proxies take no more than 8 kB of all headers."""
 
 INLINE_BYTES = 16 * 1024
 """One picture of up to so many raw bytes encodes in some 50 microseconds: less than handing it to a thread costs."""
@@ -43,12 +53,23 @@ def is_small(drawn: "Generated") -> bool:
     return len(drawn.images) <= INLINE_IMAGES and drawn.images.nbytes <= INLINE_BYTES
 
 
-def render(drawn: "Generated", form: Form, options: EncodeOptions, *, marked: bool) -> Rendered:
-    """The pictures in the chosen form. Called from a worker thread; deterministic except JSON, which holds timings."""
+def render(
+    drawn: "Generated", form: Form, options: EncodeOptions, *, marked: bool, latents: str | None = None
+) -> Rendered:
+    """The pictures in the chosen form. Called from a worker thread; deterministic except JSON, which holds timings.
+
+    Args:
+        marked: whether files say what they are and how to make them again.
+        latents: how they are written in JSON and zip; None leaves them out.
+    """
     headers = [(b"x-model", drawn.model.encode("ascii"))]
+    if form.shape == "npy":
+        body = npy_of(_latents(drawn))
+        return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn)), (b"x-space", _space(drawn))])
     if form.shape == "grid":
-        recipe = {"model": drawn.model, "seeds": list(drawn.seeds), "labels": list(drawn.labels)}
-        provenance = Provenance({**recipe, "truncation": drawn.truncation}) if marked else None
+        recipe: dict[str, object] = {"model": drawn.model, "seeds": list(drawn.seeds), "labels": list(drawn.labels)}
+        recipe |= {"truncation": drawn.truncation} | joined(drawn.recipes)
+        provenance = Provenance(recipe) if marked else None
         body = encode(compose_grid(drawn.images), form.fmt, provenance, options)
         return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
     started = perf_counter()
@@ -59,10 +80,13 @@ def render(drawn: "Generated", form: Form, options: EncodeOptions, *, marked: bo
             headers.append((b"x-seed", b"%d" % seed))
         if label is not None:
             headers.append((b"x-label", header_text(label)))
+        if drawn.recipes is not None and drawn.recipes[0] and len(told := _mark(drawn, 0).text()) <= HEADER_CHARACTERS:
+            headers.append((b"x-recipe", told.encode("ascii")))
         return Rendered(files[0], form.media_type, headers)
     if form.shape == "zip":
-        return Rendered(_zip(drawn, files, form.fmt), form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
-    return Rendered(_json(drawn, files, form.fmt, perf_counter() - started), form.media_type, headers)
+        body = _zip(drawn, files, form.fmt, latents)
+        return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
+    return Rendered(_json(drawn, files, form.fmt, perf_counter() - started, latents), form.media_type, headers)
 
 
 @lru_cache(1024)
@@ -90,6 +114,11 @@ def tag_base(parts: Parts, model: "ModelInfo", request: GenerateRequest, form: F
         onnxruntime_version(),
         processor(),
     ]
+    if request.steering is not None:
+        mixes = [mix_fields(mix) for mix in request.mix or ()]
+        names.append(json.dumps([request.steering.fields(), mixes, request.space]))
+    if request.return_latents is not None:
+        names.append(request.return_latents)
     return hashlib.sha256(repr(names).encode()).hexdigest()[:32]
 
 
@@ -149,38 +178,77 @@ def _mark(drawn: "Generated", index: int) -> Provenance:
     recipe: dict[str, object] = {"model": drawn.model, "seed": drawn.seeds[index]}
     if drawn.labels[index] is not None:
         recipe["label"] = drawn.labels[index]
-    return Provenance(recipe | {"truncation": drawn.truncation})
+    plain = recipe | {"truncation": drawn.truncation}
+    if drawn.recipes is None or not drawn.recipes[index]:
+        return Provenance(plain)
+    steered = Provenance({**plain, **drawn.recipes[index]})
+    return steered if len(steered.text()) <= MARK_CHARACTERS else Provenance(plain)
+
+
+def joined(recipes: Sequence[Mapping[str, object]] | None) -> dict[str, object]:
+    """What several pictures take, as one request asks for it: `mix` and `latents` as arrays, what all share once."""
+    if not recipes:
+        return {}
+    told: dict[str, object] = {}
+    for name, value in recipes[0].items():
+        told[name] = [recipe.get(name) for recipe in recipes] if name in ("mix", "latents") else value
+    return told if len(json.dumps(told)) <= MARK_CHARACTERS else {}
+
+
+def _latents(drawn: "Generated") -> "npt.NDArray[np.float32]":
+    assert drawn.latents is not None  # every engine tells what it drew
+    return drawn.latents
+
+
+def _space(drawn: "Generated") -> bytes:
+    return b"z" if _latents(drawn).ndim == 2 else b"w+"
+
+
+def written(latent: "npt.NDArray[np.float32]", how: str) -> object:
+    """One latent, [D] or [layers, D], as a JSON value that `latents` accepts."""
+    if how == "json":
+        return latent.tolist()
+    return base64_of(latent) if how == "base64" else base64.b64encode(npy_of(latent)).decode("ascii")
 
 
 def _seed_list(drawn: "Generated") -> bytes:
     return ",".join("" if seed is None else str(seed) for seed in drawn.seeds).encode("ascii")
 
 
-def _json(drawn: "Generated", files: list[bytes], fmt: str, encode_s: float) -> bytes:
-    images = [
+def _json(drawn: "Generated", files: list[bytes], fmt: str, encode_s: float, latents: str | None) -> bytes:
+    images: list[dict[str, object]] = [
         {"seed": seed, "label": label, "media_type": FORMATS[fmt], "b64": base64.b64encode(file).decode("ascii")}
         for seed, label, file in zip(drawn.seeds, drawn.labels, files, strict=True)
     ]
+    for image, recipe in zip(images, drawn.recipes or (), strict=False):
+        image |= recipe
+    for image, latent in zip(images, _latents(drawn) if latents else (), strict=False):
+        image["latent"] = written(latent, latents or "")
     timings = {"queue_s": drawn.timings.queue_s, "run_s": drawn.timings.run_s, "encode_s": encode_s}
     timings["batch_rows"] = drawn.timings.batch_rows
-    body = {"model": drawn.model, "truncation": drawn.truncation, "images": images, "timings": timings}
+    body: dict[str, object] = {"model": drawn.model, "truncation": drawn.truncation}
+    body |= {"space": _space(drawn).decode("ascii")} if latents else {}
+    body |= {"images": images, "timings": timings}
     return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
-def _zip(drawn: "Generated", files: list[bytes], fmt: str) -> bytes:
-    """The pictures under their seeds, and `images.json`, which lists them."""
+def _zip(drawn: "Generated", files: list[bytes], fmt: str, latents: str | None) -> bytes:
+    """The pictures under their seeds, `latents.npy` where it is asked for, and `images.json`, which lists them."""
     taken: dict[str, int] = {}
     named: list[tuple[str, bytes]] = []
     index: list[str] = []
     for place, file in enumerate(files):
         seed, label = drawn.seeds[place], drawn.labels[place]
-        stem = f"latent-{place}" if seed is None else f"seed-{seed}"
+        recipe = {} if drawn.recipes is None else drawn.recipes[place]
+        stem = f"{'mix' if 'mix' in recipe else 'latent'}-{place}" if seed is None else f"seed-{seed}"
         taken[stem] = taken.get(stem, 0) + 1
         name = f"{stem}.{fmt}" if taken[stem] == 1 else f"{stem}-{taken[stem]}.{fmt}"
         named.append((name, file))
-        index.append(_one_line({"file": name, "seed": seed, "label": label}))
+        index.append(_one_line({"file": name, "seed": seed, "label": label, **recipe}))
     summary = _one_line({"model": drawn.model, "truncation": drawn.truncation})
     listed = f'{summary[:-1]}, "images": [\n' + ",\n".join(index) + "\n]}\n"
+    if latents is not None:
+        named.append(("latents.npy", npy_of(_latents(drawn))))
     return stored_zip([*named, ("images.json", listed.encode("ascii"))])
 
 

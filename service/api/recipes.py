@@ -70,6 +70,15 @@ class Recipes:
 
         return self._of(_IN_BODY, body, (kind, accept), parse)
 
+    def of_npy(self, body: bytes, query: bytes) -> Recipe:
+        """The recipe of a body of latents. They are not remembered.
+
+        Raises:
+            InvalidRequest: see `schemas.parse_npy`.
+        """
+        pairs = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
+        return Recipe(schemas.parse_npy(body, pairs, max_images=self._max_images))
+
     def of_query(self, query: bytes, accept: str | None) -> tuple[Recipe, list[int] | None]:
         """The recipe of a query, and its seed.
 

@@ -8,13 +8,15 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from service.api import faults, problems, schemas
+from service.api import answers, faults, problems
 from service.api.direct import serve
 from service.api.hot import linked, posted
+from service.api.negotiation import NPY
 from service.api.parts import Parts, PartsDep
 from service.api.plain import Headers, PlainResponse
 from service.api.requests import HEADERS
 from service.api.strict_json import object_of, read_body, shown
+from service.engine.steering import NOISES
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -36,6 +38,7 @@ _FORMS = {
     **_IMAGES,
     "application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}},
     "application/zip": _BINARY,
+    NPY: _BINARY,
 }
 _ERRORS = (UnknownModel, InvalidRequest, Overloaded, NotReady, DeadlineExceeded, RunFailed, faults.NotAcceptable)
 _BODY_ERRORS = (*_ERRORS, faults.MalformedBody, faults.BodyTooLarge, faults.UnsupportedMediaType)
@@ -50,6 +53,10 @@ _QUERY = [
     _query("seed", {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}, "Which picture.", required=True),
     _query("label", {"type": "string"}, "Class by name or index."),
     _query("truncation", {"type": "number", "minimum": 0, "maximum": 2, "default": 1}, "Below 1: more typical."),
+    _query("truncation_cutoff", {"type": "integer", "minimum": 0}, "So many layers are truncated."),
+    _query("directions", {"type": "string"}, "Such as `sefa_1:2,sefa_3:-1`."),
+    _query("noise", {"enum": list(NOISES)}, "Of models that take it."),
+    _query("noise_seed", {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}, "Whose random noise."),
     _query("format", {"enum": list(FORMATS)}, "Goes before `Accept`."),
 ]
 
@@ -63,7 +70,10 @@ _QUERY = [
         "parameters": HEADERS,
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateRequest"}}},
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/GenerateRequest"}},
+                NPY: _BINARY,
+            },
         },
     },
 )
@@ -88,7 +98,7 @@ async def picture(request: Request, parts: PartsDep) -> Response:
     return PlainResponse(await serve(request, parts, linked))
 
 
-@router.get("/models", summary="What is served", response_model=schemas.ModelList)
+@router.get("/models", summary="What is served", response_model=answers.ModelList)
 async def models(request: Request, parts: PartsDep) -> JSONResponse:
     """All loaded models, and the folders that were refused, with the reason."""
     loaded = sorted(parts.engine.models(), key=lambda model: (model.manifest.name, -model.manifest.version))
@@ -96,7 +106,7 @@ async def models(request: Request, parts: PartsDep) -> JSONResponse:
 
 
 @router.get(
-    "/models/{name}", summary="One model", response_model=schemas.ModelPage, responses=problems.responses(UnknownModel)
+    "/models/{name}", summary="One model", response_model=answers.ModelPage, responses=problems.responses(UnknownModel)
 )
 async def model_page(name: str, parts: PartsDep) -> JSONResponse:
     """Manifest, providers and the plan that this server chose; `name` or `name@version`."""
@@ -116,7 +126,7 @@ async def model_page(name: str, parts: PartsDep) -> JSONResponse:
 @router.post(
     "/models/{name}/load",
     summary="Load or reload a model (operators)",
-    response_model=schemas.ModelSummary,
+    response_model=answers.ModelSummary,
     responses=problems.responses(UnknownModel, faults.AdminOff, faults.MalformedBody),
 )
 async def load(name: str, request: Request, parts: PartsDep) -> JSONResponse:
@@ -154,10 +164,30 @@ def _summary(model: "ModelInfo") -> dict[str, Any]:
         "labels": list(drawn.labels) if drawn and drawn.labels else None,
         "latent_dim": drawn.latent_dim if drawn else None,
         "truncation": drawn.truncation if drawn else False,
+        "steering": _steering(model),
         "license": manifest.license,
         "paper": manifest.paper,
         "state": model.state,
         "links": {"self": here, "samples": f"{here}/samples.png", "card": f"{here}/card"},
+    }
+
+
+def _steering(model: "ModelInfo") -> dict[str, Any] | None:
+    """What a model's latents can be asked for."""
+    drawn, graphs = model.manifest.generate, model.manifest.graphs.values()
+    if drawn is None:
+        return None
+    kinds = {(tensor.kind, tensor.dtype) for graph in graphs for tensor in graph.inputs}
+    styled, encoder = drawn.style_layers is not None, model.encoder
+    return {
+        "spaces": ["z", "w", "w+"] if styled else ["z"],
+        "style_layers": drawn.style_layers,
+        "style_dim": model.manifest.style_dim if styled else None,
+        "mix": "w" if styled else "z",
+        "class_mix": drawn.labels is not None and (styled or ("label", "float32") in kinds),
+        "noise": list(NOISES) if styled and ("noise", "float32") in kinds else [],
+        "directions": list(model.directions),
+        "project": None if encoder is None else {"space": encoder.space, "passes": encoder.passes_most},
     }
 
 

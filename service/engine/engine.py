@@ -1,12 +1,15 @@
 """The engine: opens the models' folder and draws. Numpy arrays in, numpy arrays out; no HTTP.
 
     from pathlib import Path
-    from service.engine.engine import Engine, EngineOptions
+    from service.engine.engine import Engine, EngineOptions, KeyFrame, Steering, Track
 
     async with Engine(EngineOptions(models=Path("models"))) as engine:
         drawn = await engine.generate("fashion-28", seeds=[7], labels="Sneaker")
         drawn.images     # [1, 28, 28, 1] uint8
         drawn.model      # "fashion-28@1"
+        moved = await engine.generate("faces-64", seeds=[7], steering=Steering.of(directions={"sefa_1": 2.0}))
+        motion = await engine.interpolate("faces-64", [KeyFrame.of(1), KeyFrame.of(2)], Track(frames=60))
+        frames = await motion.whole()     # [60, 64, 64, 3] uint8
 
 An engine belongs to the event loop that opened it; its methods are called on that loop.
 """
@@ -14,100 +17,40 @@ An engine belongs to the event loop that opened it; its methods are called on th
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.entries import FIRST, LAST, USUAL, Answer
+from service.engine.entries import FIRST, LAST, USUAL
 from service.engine.flights import Flights
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
+from service.engine.pipelines import motion as moving
+from service.engine.pipelines import project as projecting
 from service.engine.pipelines import translate as translating
 from service.engine.pipelines import upscale as upscaling
+from service.engine.pipelines.motion import KeyFrame, Motion, Track
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
-from service.engine.profile import Plan
+from service.engine.pipelines.project import Projected
+from service.engine.pipelines.rows import Labels, Rows
 from service.engine.repository import LoadedModel, Repository
-from service.engine.stats import BatcherStats, sum_stats
+from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of, timings_of
+from service.engine.stats import sum_stats
+from service.engine.steering import Steering
 from service.errors import DeadlineExceeded, FileInvalid, InvalidRequest, NotReady, TaskNotServed
 from service.manifest import Manifest, Task
 
-__all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "Timings"]
+__all__ = [
+    "Engine", "EngineOptions", "Generated", "KeyFrame", "ModelInfo", "ModelStats", "Motion", "Projected", "Steering",
+    "Timings", "Track",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
-
-ModelStats = BatcherStats
-"""Gauges and totals of one loaded version, over all of its graphs."""
-
-
-class Timings(NamedTuple):
-    """Where one request's time in the engine went, in seconds.
-
-    `queue_s`: from arrival to its first run; `run_s`: from there to its last run's end. `batch_rows`: the largest batch
-    that any of its rows rode in. `runs`: how many it was split into.
-    """
-
-    queue_s: float
-    run_s: float
-    batch_rows: int
-    runs: int = 1
-
-
-class Generated(NamedTuple):
-    """Images, and what it takes to draw them again."""
-
-    images: npt.NDArray[np.uint8]
-    """[N, H, W, C], C in {1, 3, 4}."""
-    seeds: tuple[int | None, ...]
-    """One per image; None where latents were given outright."""
-    labels: tuple[str | None, ...]
-    """One per image; None for an unconditional model."""
-    truncation: float
-    model: str
-    """`name@version`."""
-    timings: Timings
-    coalesced: bool = False
-    """Whether an equal request that was under way drew them."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """One loaded version. `loaded_at` in seconds since 1970. `providers` as obtained, one for each graph's session."""
-
-    manifest: Manifest
-    folder: Path
-    loaded_at: float
-    providers: tuple[str, ...]
-    provider_notes: tuple[str, ...]
-    """Why no better provider was obtained, what is run otherwise than usual, what was done for lack of memory."""
-    plans: Mapping[str, Plan]
-    """How each graph is run."""
-    state: Literal["serving", "draining"]
-
-    @property
-    def ref(self) -> str:
-        """`name@version`."""
-        return self.manifest.ref
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What its pictures depend on besides the request: the weights, and where they run."""
-        weights = sorted(graph.sha256 for graph in self.manifest.graphs.values())
-        weights += [self.manifest.arrays.sha256] if self.manifest.arrays is not None else []
-        searches = sorted({plan.search for plan in self.plans.values() if plan.search})
-        return "|".join([self.manifest.ref, *weights, *self.providers, *searches])
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the last graph, the one that answers with the image."""
-        return list(self.plans.values())[-1]
 
 
 class Engine:
@@ -167,13 +110,14 @@ class Engine:
         seeds: Sequence[int] | None = None,
         count: int | None = None,
         latents: npt.ArrayLike | None = None,
-        labels: generating.Labels = None,
+        labels: Labels = None,
         truncation: float = 1.0,
+        steering: Steering | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
     ) -> Generated:
-        """Draw one image per seed, per drawn seed, or per latent.
+        """Draw one image per seed, per drawn seed, per latent, or per mix.
 
         Args:
             model: `name` (its newest loaded version) or `name@version`.
@@ -182,6 +126,7 @@ class Engine:
             latents: [N, latent_dim] numbers given outright. Give one of seeds, count and latents, or none for one seed.
             labels: a name or an index for all images, or one for each; None lets each seed decide.
             truncation: 0 to 2; below 1 less variety and more typical pictures.
+            steering: mixes, directions and the like: `Steering.of(directions={"sefa_1": 2.0})`.
             priority: 1 (first) to 9.
             timeout_s: seconds from now after which nobody wants the answer; None waits for as long as it takes.
             lone: the caller knows of no other request that is being answered: a short run then needs no other thread.
@@ -209,6 +154,7 @@ class Engine:
             latents=latents,
             labels=labels,
             truncation=truncation,
+            steering=steering,
             priority=priority,
             timeout_s=timeout_s,
             lone=lone,
@@ -227,8 +173,9 @@ class Engine:
         seeds: Sequence[int] | None = None,
         count: int | None = None,
         latents: npt.ArrayLike | None = None,
-        labels: generating.Labels = None,
+        labels: Labels = None,
         truncation: float = 1.0,
+        steering: Steering | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
@@ -247,7 +194,7 @@ class Engine:
         """
         loaded = self._serving(model, Task.GENERATE)
         _check_schedule(priority, timeout_s)
-        rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images)
+        rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images, steering)
         began_s = asyncio.get_running_loop().time()
         deadline_s = None if timeout_s is None else began_s + timeout_s
         drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone)
@@ -295,6 +242,61 @@ class Engine:
         schedule = _schedule(priority, timeout_s)
         return await upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule)
 
+    async def interpolate(
+        self,
+        model: str,
+        keys: Sequence[KeyFrame],
+        track: Track,
+        *,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+    ) -> Motion:
+        """Frames on a way through key frames. They are drawn while they are read: `async for batch in motion.batches`.
+
+        Args:
+            model: `name` or `name@version`.
+            keys: at least 2: `KeyFrame.of(seed=1)`.
+            track: how many frames, and how they go: `Track(frames=60)`.
+            priority, timeout_s: as for `generate`.
+
+        Raises:
+            As `generate`. So do the batches.
+        """
+        loaded = self._serving(model, Task.GENERATE)
+        schedule, options = _schedule(priority, timeout_s), self.options
+        return await moving.move(loaded, keys, track, schedule, options.max_motion_frames, options.max_result_pixels)
+
+    async def project(
+        self,
+        model: str,
+        rgb: npt.NDArray[np.uint8],
+        *,
+        alpha: npt.NDArray[np.uint8] | None = None,
+        passes: int | None = None,
+        label: int | str | None = None,
+        priority: int = USUAL,
+        timeout_s: float | None = None,
+    ) -> Projected:
+        """Find a latent that draws a picture, by the model's encoder.
+
+        Args:
+            model: `name` or `name@version`, one with an encoder.
+            rgb: [H, W, 3], sRGB; `alpha` [H, W]. Cropped about its centre to the model's shape, and resized.
+            passes: of an encoder that takes several; None takes the usual number.
+            label: of a conditional model.
+            priority, timeout_s: as for `generate`.
+
+        Raises:
+            As `generate`; TaskNotServed where the model has no encoder.
+        """
+        loaded = self._serving(model, Task.GENERATE)
+        encoder = projecting.encoder_of(loaded.manifest)
+        if encoder is None:
+            able = [other.manifest for other in self._open_repository().loaded]
+            others = sorted({one.name for one in able if projecting.encoder_of(one) is not None})
+            raise TaskNotServed(f"model: {model} has no encoder to project by", field="model", allowed=others)
+        return await projecting.project(loaded, encoder, rgb, alpha, passes, label, _schedule(priority, timeout_s))
+
     @property
     def _bounds(self) -> Bounds:
         return Bounds(self.options.tile_side, self.options.max_whole_pixels, self.options.max_result_pixels)
@@ -306,7 +308,7 @@ class Engine:
             UnknownModel: no such folder.
             PackageError: it was refused; what served before goes on serving.
         """
-        return _info(await self._open_repository().load(name, version))
+        return info_of(await self._open_repository().load(name, version))
 
     async def unload(self, name: str) -> None:
         """Stop serving `name` (every version) or `name@version`; accepted requests finish.
@@ -318,7 +320,7 @@ class Engine:
 
     def models(self) -> list[ModelInfo]:
         """The loaded versions by name, the newest first."""
-        return [] if self._repository is None else [_info(model) for model in self._repository.loaded]
+        return [] if self._repository is None else [info_of(model) for model in self._repository.loaded]
 
     def model(self, ref: str) -> ModelInfo:
         """One loaded version, by `name` (the newest) or `name@version`.
@@ -327,7 +329,7 @@ class Engine:
             UnknownModel: names what is loaded.
             NotReady: the engine is not open.
         """
-        return _info(self._open_repository().resolve(ref))
+        return info_of(self._open_repository().resolve(ref))
 
     @property
     def refused(self) -> dict[str, str]:
@@ -405,7 +407,7 @@ class _Drawing:
     def __init__(
         self,
         model: LoadedModel,
-        rows: generating.Rows,
+        rows: Rows,
         done: Callable[[Generated | Exception], None],
         priority: int,
         began_s: float,
@@ -424,9 +426,9 @@ class _Drawing:
         model, rows = self._model, self._rows
         if isinstance(outcome, generating.Drawn):
             shared_s = asyncio.get_running_loop().time() - self._began_s if coalesced else None
-            timings = _timings(outcome.answer, shared_s)
-            images = outcome.images
-            self._done(Generated(images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced))
+            timings = timings_of(outcome.answer, shared_s)
+            drawn = (outcome.images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced)
+            self._done(Generated(*drawn, outcome.latents, rows.recipes))
         elif isinstance(outcome, TimeoutError):
             self._done(DeadlineExceeded(f"{model.ref}: not finished before the deadline"))
         else:
@@ -436,6 +438,7 @@ class _Drawing:
 def _check(manifest: Manifest) -> None:
     """Refuse a model that no pipeline can feed, when it is loaded and not at its first request."""
     generating.check(manifest)
+    projecting.encoder_of(manifest)
     translating.check(manifest)
     upscaling.check(manifest)
 
@@ -450,36 +453,3 @@ def _check_schedule(priority: int, timeout_s: float | None) -> None:
         raise InvalidRequest(f"priority: {priority!r} is not a whole number from {FIRST} to {LAST}", field="priority")
     if timeout_s is not None and not (math.isfinite(timeout_s) and timeout_s > 0):
         raise InvalidRequest(f"timeout_s: {timeout_s!r} is not a number of seconds above 0", field="timeout_s")
-
-
-def _timings(answer: Answer, shared_s: float | None) -> Timings:
-    """The answer's own times, or one's share of them who came later and waited `shared_s` for it."""
-    if shared_s is None:
-        return Timings(answer.queue_s, answer.run_s, answer.batch_rows, answer.runs)
-    run_s = min(answer.run_s, shared_s)
-    return Timings(shared_s - run_s, run_s, answer.batch_rows, answer.runs)
-
-
-def _info(model: LoadedModel) -> ModelInfo:
-    """What is told of a model, made anew when its state, its providers or its notes have changed."""
-    now: list[object] = [model.state]
-    for graph in model.graphs.values():
-        for session in graph.sessions:
-            now += (session.provider, session.notes)
-    if model.told is None or model.told[0] != now:
-        model.told = (now, _new_info(model))
-    info: ModelInfo = model.told[1]
-    return info
-
-
-def _new_info(model: LoadedModel) -> ModelInfo:
-    graphs = model.graphs.values()
-    return ModelInfo(
-        manifest=model.manifest,
-        folder=model.folder,
-        loaded_at=model.loaded_at,
-        providers=tuple(dict.fromkeys(provider for graph in graphs for provider in graph.providers)),
-        provider_notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.notes)),
-        plans={name: graph.plan for name, graph in model.graphs.items()},
-        state=model.state,
-    )

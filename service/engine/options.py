@@ -33,6 +33,9 @@ class EngineOptions:
     max_images: int = 64
     """Images in one request: bounds one caller's share of the queue and the size of one answer."""
 
+    max_motion_frames: int = 240
+    """Frames of one animation: bounds the time that one request may take. 240 are ten seconds at 24 a second."""
+
     poll_models_s: float | None = 2.0
     """Seconds between looks for new model folders; None looks only when `load` is called."""
 
@@ -92,6 +95,7 @@ class EngineOptions:
             "max_batch",
             "max_queue_rows",
             "max_images",
+            "max_motion_frames",
             "versions_kept",
             "device_memory_bytes",
             "tile_side",

@@ -59,10 +59,15 @@ def encode_png(image: Image, chunks: Sequence[Chunk] = ()) -> bytes:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _COLOUR_TYPES or 0 in image.shape:
         raise ValueError(f"a PNG needs uint8 [height, width, 1|3|4], not {image.dtype} {list(image.shape)}")
+    return b"".join((header_chunk(*image.shape), *chunks, chunk(b"IDAT", packed(image)), _END))
+
+
+def packed(image: Image) -> bytes:
+    """Pixels [height, width, channels] filtered and deflated, as IDAT and fdAT hold them."""
     height, width, channels = image.shape
     level = _FASTEST if image.size <= PLAIN_BYTES else LEVEL
-    pixels = deflate.compress(_filtered(image.reshape(height, width * channels), channels), level)
-    return b"".join((header_chunk(height, width, channels), *chunks, chunk(b"IDAT", pixels), _END))
+    data: bytes = deflate.compress(_filtered(image.reshape(height, width * channels), channels), level)
+    return data
 
 
 def chunk(kind: bytes, data: bytes) -> Chunk:

@@ -4,13 +4,19 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from apiclient import client_of
 from fakeengine import LABELS, FakeEngine, manifest, translator, upscaler
+from tinymodels import STYLE_DIM, STYLE_LAYERS, write_tiny_style
 from uploads import saved, smooth
 
 from service.api import problems, schemas
 from service.api.app import create_app
+from service.api.bodies import names_of
+from service.api.motion_body import InterpolateRequest
+from service.engine.engine import Engine, EngineOptions
+from service.engine.wire import npy_of
 from service.settings import PREFIX, Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -49,7 +55,17 @@ def test_every_field_of_generate_is_told():
     assert fields <= set(first_column(section))
 
 
-@pytest.mark.parametrize("path", ["/translate", "/upscale"])
+def test_every_field_of_interpolate_is_told():
+    section = page("api.md").split("## `POST /interpolate`")[1].split("\n## ")[0]
+    told = {
+        name
+        for cell in re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+        for name in re.findall("`([^`]+)`", cell)
+    }
+    assert set(names_of(InterpolateRequest)) <= told
+
+
+@pytest.mark.parametrize("path", ["/translate", "/upscale", "/project"])
 def test_every_field_of_an_upload_is_told(engine, path):
     operation = create_app(Settings(), engine).openapi()["paths"][path]["post"]
     fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
@@ -95,9 +111,19 @@ def test_there_are_curl_lines():
     assert len(curl_lines()) >= 12
 
 
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory) -> Path:
+    """A real model in the place of `faces-64`: what is steered must be what a model has."""
+    root = tmp_path_factory.mktemp("models")
+    write_tiny_style(root, "faces-64", directions=("sefa_1", "sefa_2", "sefa_3"), encoder="passes")
+    return root
+
+
 @pytest.mark.parametrize("line", curl_lines())
-async def test_every_curl_line_works(engine, line):
+async def test_every_curl_line_works(engine, styled, line):
     """What curl would send, sent through the app."""
+    if "faces-64" in line:
+        engine = Engine(EngineOptions(models=styled, providers=("cpu",), profile_s=0, poll_models_s=None, lanes=1))
     words = shlex.split(line.split(" | ")[0])[1:]
     method, headers, body, url = None, {}, None, None
     files, fields = {}, {}
@@ -111,7 +137,8 @@ async def test_every_curl_line_works(engine, line):
         elif word == "-d":
             body = words.pop(0)
         elif word == "--data-binary":
-            body = saved(smooth(8, 8), words.pop(0).rpartition(".")[2].replace("jpg", "jpeg"))
+            kind = words.pop(0).rpartition(".")[2].replace("jpg", "jpeg")
+            body = npy_of(np.zeros((2, STYLE_LAYERS, STYLE_DIM))) if kind == "npy" else saved(smooth(8, 8), kind)
         elif word == "-F":
             name, _, value = words.pop(0).partition("=")
             if value.startswith("@"):

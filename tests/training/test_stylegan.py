@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tinytraining import shrunk, tiny_trainer
 
+from service.engine.engine import Engine, EngineOptions, KeyFrame, Steering, Track
 from service.engine.latents import latents_from_seeds, noise_from_seeds
 from training.export import to_onnx
 from training.families import FAMILIES
@@ -232,3 +233,31 @@ def test_what_the_family_tests_do_not_export(recipe, changes):
     z = torch.from_numpy(latents_from_seeds(range(4000), 8))
     np.testing.assert_allclose(spec.arrays["mean_w"], net.mapping(z).mean(dim=0).detach().numpy(), atol=0.1)
     assert spec.generate.style_layers == net.style_layers == spec.graphs["synthesis"].inputs[0].shape[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["features", "modern"])
+async def test_what_is_exported_can_be_steered(exported, recipe):
+    """SeFa's directions go by name, noise by seed, styles by layer; strength 0 and a mix of one are the seed."""
+    _, folder = exported("stylegan", recipe)
+    name = folder.parent.name
+    options = EngineOptions(models=folder.parent.parent, providers=("cpu",), profile_s=0, poll_models_s=None)
+    async with Engine(options) as engine:
+        info = engine.model(name)
+        assert info.directions[:2] == ("sefa_1", "sefa_2") == info.manifest.generate.directions[:2]
+        layers = info.manifest.generate.style_layers
+
+        async def draw(**steering):
+            return await engine.generate(name, seeds=[7], truncation=0.7, steering=Steering.of(**steering))
+
+        plain = await engine.generate(name, seeds=[7], truncation=0.7)
+        still = await draw(directions={"sefa_1": 0}, truncation_cutoff=layers)
+        np.testing.assert_array_equal(still.images, plain.images)
+        moved = await draw(directions={"sefa_1": 3}, styles=[{"seed": 8, "layers": f"{layers - 1}"}])
+        assert moved.latents.shape == plain.latents.shape and (moved.latents[0] != plain.latents[0]).any(axis=1).all()
+        again = await engine.generate(name, latents=moved.latents, steering=Steering(space="w+"))
+        np.testing.assert_array_equal(again.images, moved.images)
+        motion = await engine.interpolate(name, [KeyFrame.of(1), KeyFrame.of(2)], Track(5))
+        frames = await motion.whole()
+        ends = await engine.generate(name, seeds=[1, 2])
+        np.testing.assert_array_equal(frames[[0, -1]], ends.images)

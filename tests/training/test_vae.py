@@ -8,6 +8,7 @@ import pytest
 import torch
 from tinytraining import shrunk, tiny_trainer
 
+from service.engine.engine import Engine, EngineOptions
 from service.manifest import Task
 from service.package import read_package
 from training.families import FAMILIES
@@ -122,3 +123,19 @@ def test_reconstruction_is_decoding_what_was_encoded(exported):
     again = answer("reconstructor", image=images).astype(int)
     assert np.abs(again - answer("decoder", z=z).astype(int)).max() <= 1
     assert not (again[0] == again[1]).all()
+
+
+@pytest.mark.slow
+async def test_pictures_are_projected_by_the_encoder(exported):
+    """A served VAE finds latents of pictures: its mean, decoded."""
+    _, folder = exported("vae", "modern")
+    models = folder.parent.parent
+    picture = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    options = EngineOptions(models=models, providers=("cpu",), profile_s=0, poll_models_s=None)
+    async with Engine(options) as engine:
+        found = await engine.project(folder.parent.name, picture)
+        drawn = await engine.generate(folder.parent.name, latents=found.latents)
+        painted = await (await engine.translate(folder.parent.name, picture)).whole()
+    assert (found.space, found.passes, found.latents.shape) == ("z", 1, (1, 8))
+    np.testing.assert_array_equal(drawn.images[0], found.image)
+    assert np.abs(found.image.astype(int) - painted).max() <= 1

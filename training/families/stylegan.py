@@ -377,7 +377,8 @@ def exports(nets: nn.ModuleDict, recipe: Recipe, classes: Sequence[str]) -> list
     arrays = {"mean_w": mean.numpy()}
     if len(found):
         arrays |= {"directions": found, "direction_strengths": strengths}
-    generate = GenerateSpec(latent_dim=wide, labels=None, style_layers=generator.style_layers)
+    names = tuple(f"sefa_{number}" for number in range(1, len(found) + 1))
+    generate = GenerateSpec(latent_dim=wide, labels=None, style_layers=generator.style_layers, directions=names)
     return [ExportSpec((Task.GENERATE,), graphs, generate=generate, arrays=arrays)]
 
 

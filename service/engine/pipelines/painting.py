@@ -18,6 +18,7 @@ from service.engine.batcher import Batcher
 from service.engine.entries import LAST, Answer
 from service.engine.reach import geometry
 from service.engine.repository import LoadedModel
+from service.engine.session import Arrays
 from service.engine.tiling import Axis, Geometry, Span, spans
 from service.errors import DeadlineExceeded, GraphMismatch, ImageTooLarge, Overloaded
 from service.manifest import GraphSpec, Manifest, TensorSpec
@@ -283,8 +284,12 @@ async def _sweep(
 async def _tile(
     batcher: Batcher, cut: Callable[[], dict[str, Pixels]], priority: int, deadline_s: float | None, first: bool
 ) -> Answer:
-    """One tile. A picture's first may be refused; of one that is begun, the others wait until they are let in."""
     inputs = await asyncio.to_thread(cut)
+    return await patiently(batcher, inputs, priority, deadline_s, first)
+
+
+async def patiently(batcher: Batcher, inputs: Arrays, priority: int, deadline_s: float | None, first: bool) -> Answer:
+    """Rows of a large request: its first may be refused; once it has begun, the others wait until they are let in."""
     loop = asyncio.get_running_loop()
     while True:
         try:

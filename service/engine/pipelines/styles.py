@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ KEPT_STYLES = 4096
 """w of so many seeds is kept for each model: 1 MB at a length of 64, 8 MB at 512."""
 
 Floats = npt.NDArray[np.float32]
-Told = Callable[[tuple[npt.NDArray[np.uint8], Answer] | GanymedeError], None]
+Told = Callable[[tuple[npt.NDArray[np.uint8] | None, Answer | None, Floats] | GanymedeError], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,22 @@ class Styles:
     mean_w: Floats
     noise: Floats
     known: OrderedDict[Hashable, Floats] = field(default_factory=OrderedDict)
+
+
+class Way(NamedTuple):
+    """How the images of one request come about.
+
+    Args:
+        inputs: of the mapping graph: z [S, D] and perhaps labels [S] of the points that are needed; S may be 0.
+        seeds: of these points, whose w is kept; None where z was given.
+        assemble: from their w [S, D] to what is drawn, [N, layers, D].
+        noise: [N, K]; None draws with the constant noise.
+    """
+
+    inputs: dict[str, Array]
+    seeds: Sequence[int | None]
+    assemble: Callable[[Floats], Floats]
+    noise: Floats | None = None
 
 
 def space_of(manifest: Manifest) -> Space:
@@ -94,7 +111,8 @@ def space_of(manifest: Manifest) -> Space:
 
 def _maps(graph: GraphSpec, latent_dim: int) -> bool:
     given, answers = _of(graph.inputs, "latent"), _of(graph.outputs, "latent")
-    return [tensor.shape for tensor in given] == [("batch", latent_dim)] and len(answers) == 1
+    pictures = _of(graph.inputs, "image")  # else it is an encoder
+    return not pictures and [tensor.shape for tensor in given] == [("batch", latent_dim)] and len(answers) == 1
 
 
 def _draws(graph: GraphSpec, layers: int | None) -> bool:
@@ -134,17 +152,17 @@ def styles_of(model: LoadedModel) -> Styles:
 
 
 def draw(
-    model: LoadedModel, styles: Styles, inputs: dict[str, Array], seeds: Sequence[int | None], truncation: float,
-    done: Told, *, priority: int, deadline_s: float | None, lone: bool,
+    model: LoadedModel, styles: Styles, way: Way, done: Told, *, priority: int, deadline_s: float | None, lone: bool,
+    drawn: bool = True,
 ) -> Callable[[], None]:  # fmt: skip
     """Begin to draw the images of one request: w of the seeds that are not known yet, then the images.
 
     Args:
         styles: the model's own, from `styles_of`.
-        inputs: of the mapping graph: z [N, D] and perhaps labels [N].
-        seeds: whose w is kept; None where z was given.
-        truncation: w is pulled towards the mean: 1 leaves it, 0 gives the mean picture.
-        done: told the images [N, H, W, C] and the answer of the last graph with the time of both, or what went wrong.
+        way: what to draw.
+        done: told the images [N, H, W, C], the answer of the last graph with the time of both, and the styles that were
+            drawn [N, layers, D]; or what went wrong.
+        drawn: False stops at the styles: there are no images then, and no answer where nothing had to be mapped.
 
     Returns:
         What to call when nobody waits any more.
@@ -153,7 +171,7 @@ def draw(
         Overloaded, NotReady, DeadlineExceeded: see `Batcher.enqueue`; `done` is not called.
     """
     enqueue = partial(Batcher.enqueue, priority=priority, deadline_s=deadline_s, lone=lone)
-    drawing = _Drawing(model, styles, inputs, seeds, truncation, done, enqueue)
+    drawing = _Drawing(model, styles, way, done, enqueue, drawn)
     drawing.begin()
     return drawing.withdraw
 
@@ -162,14 +180,15 @@ class _Drawing:
     """One request on its way through both graphs."""
 
     def __init__(
-        self, model: LoadedModel, styles: Styles, inputs: dict[str, Array], seeds: Sequence[int | None],
-        truncation: float, done: Told, enqueue: Callable[[Batcher, dict[str, Array], Done], Entry],
+        self, model: LoadedModel, styles: Styles, way: Way, done: Told,
+        enqueue: Callable[[Batcher, dict[str, Array], Done], Entry], drawn: bool,
     ) -> None:  # fmt: skip
-        self._model, self._inputs, self._truncation, self._done = model, inputs, truncation, done
+        self._model, self._way, self._done, self._drawn = model, way, done, drawn
         self._enqueue, self._styles, self._space = enqueue, styles, styles.space
-        self._keys = _keys(self._space, inputs, seeds)
+        self._keys = _keys(self._space, way.inputs, way.seeds)
         self._missing = [row for row, key in enumerate(self._keys) if key is None or key not in styles.known]
         self._w = np.empty((len(self._keys), styles.mean_w.shape[0]), np.float32)
+        self._assembled: Floats
         self._mapped: Answer | None = None
         self._waits: tuple[Batcher, Entry] | None = None
         self._withdrawn = False
@@ -184,7 +203,8 @@ class _Drawing:
             self._synthesise()
             return
         whole = len(self._missing) == len(self._keys)
-        asked = self._inputs if whole else {name: rows[self._missing] for name, rows in self._inputs.items()}
+        inputs = self._way.inputs
+        asked = inputs if whole else {name: rows[self._missing] for name, rows in inputs.items()}
         batcher = self._model.graphs[self._space.mapping].batcher
         entry = self._enqueue(batcher, asked, self._take_styles)
         if self._waits is None:  # else a short run is over already, and its successor waits
@@ -216,12 +236,12 @@ class _Drawing:
             self._done(error)
 
     def _synthesise(self) -> None:
-        space, shared = self._space, self._styles
-        styles = spread(truncate_styles(self._w, shared.mean_w, self._truncation), space.layers)
-        fed: dict[str, Array] = {space.styles: styles}
-        if space.noise is not None:
-            fed[space.noise] = np.repeat(shared.noise, len(self._w), axis=0)
-        batcher = self._model.graphs[space.synthesis].batcher
+        self._assembled = self._way.assemble(self._w)
+        if not self._drawn:
+            self._done((None, self._mapped, self._assembled))
+            return
+        fed = fed_of(self._styles, self._assembled, self._way.noise)
+        batcher = self._model.graphs[self._space.synthesis].batcher
         self._waits = (batcher, self._enqueue(batcher, fed, self._finish))
 
     def _finish(self, answer: Answer | GanymedeError) -> None:
@@ -229,7 +249,15 @@ class _Drawing:
             self._done(answer)
             return
         both = [one for one in (self._mapped, answer) if one is not None]
-        self._done((answer.outputs[self._space.image], _together(both)))
+        self._done((answer.outputs[self._space.image], _together(both), self._assembled))
+
+
+def fed_of(shared: Styles, styles: Floats, noise: Floats | None) -> dict[str, Array]:
+    """The inputs of the synthesis: styles [N, layers, D] and noise [N, K], the constant one where none is given."""
+    fed: dict[str, Array] = {shared.space.styles: styles}
+    if shared.space.noise is not None:
+        fed[shared.space.noise] = np.repeat(shared.noise, len(styles), axis=0) if noise is None else noise
+    return fed
 
 
 def _keys(space: Space, inputs: dict[str, Array], seeds: Sequence[int | None]) -> list[Hashable]:
@@ -245,6 +273,11 @@ def truncate_styles(w: Floats, mean_w: Floats, truncation: float) -> Floats:
     if truncation == 0.0:
         return np.repeat(mean_w[np.newaxis], len(w), axis=0)
     return mean_w + np.float32(truncation) * (w - mean_w)
+
+
+def plainly(w: Floats, mean_w: Floats, truncation: float, layers: int) -> Floats:
+    """The styles of w [N, D] truncated, the same in each layer: [N, layers, D]."""
+    return spread(truncate_styles(w, mean_w, truncation), layers)
 
 
 def spread(w: Floats, layers: int) -> Floats:

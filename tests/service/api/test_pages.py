@@ -181,7 +181,8 @@ async def test_openapi_is_whole(client):
     assert {"200", "400", "404", "406", "413", "415", "422", "429", "500", "503", "504"} <= set(post["responses"])
     properties = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert list(properties) == [
-        "model", "seed", "seeds", "count", "latents", "label", "truncation", "format", "as",
+        "model", "seed", "seeds", "count", "mix", "space", "latents", "label", "truncation", "truncation_cutoff",
+        "styles", "directions", "noise", "noise_seed", "return_latents", "format", "as",
     ]  # fmt: skip
     assert all("description" in schema for schema in properties.values())
 

@@ -58,7 +58,7 @@ def alone(ref: str, seed: int, label: int, truncation: float) -> np.ndarray:
         return plain_session(ref, graph.file).run(None, feeds)[0]
 
     if spec.style_layers is None:
-        drawing = generating._graph(SHIPPED[ref])
+        drawing = generating.drawing_graph(SHIPPED[ref])
         return run(graphs[drawing], latent=truncate(z, truncation), **labels)[0]
     space = space_of(SHIPPED[ref])
     w = run(graphs[space.mapping], latent=z, **labels)
