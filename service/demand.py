@@ -1,0 +1,96 @@
+"""How many replicas the load of this one wants: figures in, one figure out; docs/metrics.md states the formula.
+
+The figures of all replicas add up: what autoscalers, alerts and people read is their sum, rounded up.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.engine.engine import ModelStats
+
+TARGET_UTILISATION = 0.7
+"""Share of a replica's time that is spent at most: beyond it waiting times grow steeply, and what a lost replica did
+finds no room at the others."""
+CLEAR_S = 10.0
+"""Seconds within which what waits should be worked off. About as long as a replica takes to start; shorter would ask
+for machines that come when the work is done."""
+WINDOW_S = 15.0
+"""Utilisation is over so long: three of the shipped configuration's scrapes; one burst should not start a machine."""
+STEP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What has been spent until a moment.
+
+    Args:
+        at_s: the moment, of a clock that only rises.
+        loop_s: CPU time of the event loop's thread.
+        runs_s: seconds of runs by model, divided by the model's lanes.
+    """
+
+    at_s: float
+    loop_s: float
+    runs_s: Mapping[str, float]
+
+
+def replicas_wanted(utilisation: float, backlog_s: float) -> float:
+    """Replicas, and parts of one, that one replica's load wants.
+
+    Args:
+        utilisation: share of the time in which it was busy, 0 to 1.
+        backlog_s: seconds that it takes to work off what waits for it.
+    """
+    return max(0.0, utilisation) / TARGET_UTILISATION + max(0.0, backlog_s) / CLEAR_S
+
+
+def utilisation(before: Spent, after: Spent) -> float:
+    """Share of the time between two moments in which the replica was busy, 0 to 1: its lanes or its event loop,
+    whichever was the busier.
+
+    Lanes of all models share the same cores or devices, so their shares add up. What was not there at both moments
+    counts as idle.
+    """
+    seconds = after.at_s - before.at_s
+    if seconds <= 0:
+        return 0.0
+    both = after.runs_s.keys() & before.runs_s.keys()
+    runs_s = sum(max(0.0, after.runs_s[model] - before.runs_s[model]) for model in both)
+    return min(1.0, max(runs_s, after.loop_s - before.loop_s, 0.0) / seconds)
+
+
+def backlog_s(stats: "Mapping[str, ModelStats]") -> float:
+    """Seconds that the lanes take for what waits, and for what was refused and told when to come back."""
+    return sum(
+        (model.queue_rows + model.promised_rows) * model.row_s / model.lanes for model in stats.values() if model.lanes
+    )
+
+
+class Demand:
+    """Remembers what was spent over the last WINDOW_S."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Spent] = deque()
+
+    def due(self, at_s: float) -> bool:
+        """Whether a second has passed since what was remembered last."""
+        return not self._seen or at_s >= self._seen[-1].at_s + STEP_S
+
+    def remember(self, now: Spent) -> None:
+        """Call where it is due."""
+        self._seen.append(now)
+        while now.at_s - self._seen[0].at_s > WINDOW_S:
+            self._seen.popleft()
+
+    def wanted(self, now: Spent, stats: "Mapping[str, ModelStats]") -> float:
+        """The gauge's value."""
+        busy = utilisation(self._seen[0], now) if self._seen else 0.0
+        return replicas_wanted(busy, backlog_s(stats))
+
+
+def spent(at_s: float, loop_s: float, stats: "Mapping[str, ModelStats]") -> Spent:
+    """What has been spent until now, from the engine's totals."""
+    return Spent(at_s, loop_s, {ref: model.run_s_total / model.lanes for ref, model in stats.items() if model.lanes})
