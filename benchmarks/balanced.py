@@ -86,9 +86,10 @@ class Balancer:
         self.port, self.own_port = free_port(), free_port()
         written = folder / "haproxy.cfg"
         written.write_text(localised(CONFIGURATION.read_text(), ports, self.port, self.own_port))
-        self._log = (folder / "haproxy.log").open("wb")
+        self.log = folder / "haproxy.log"
+        self._output = self.log.open("wb")
         self._process = subprocess.Popen(
-            ["haproxy", "-db", "-f", str(written)], stdout=self._log, stderr=subprocess.STDOUT,
+            ["haproxy", "-db", "-f", str(written)], stdout=self._output, stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
         )  # fmt: skip
 
@@ -131,7 +132,7 @@ class Balancer:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._process.kill()
-        self._log.close()
+        self._output.close()
 
 
 def localised(text: str, replicas: Sequence[int], port: int, own_port: int) -> str:

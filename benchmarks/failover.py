@@ -28,6 +28,8 @@ BETWEEN_S = 1.0
 FROZEN_S = 7.0
 """Longer than the deadline that the balancer gives (5 s) and its patience beyond it (1 s)."""
 CALM_S = 10.0
+LOG_CHARACTERS = 20_000
+"""So much of the balancer's log is shown where a request failed."""
 COLUMNS = (
     "replicas", "what happened", "times", "requests", "failed", "sent again", "p50 ms", "p99 ms", "p99.9 ms",
     "longest ms",
@@ -95,6 +97,8 @@ def broken(arguments: argparse.Namespace, count: int) -> list[Seen]:
                 times = 0 if what == "calm" else arguments.rounds
                 found.append(under_load(arguments, balancer, replicas, what, times))
                 print(*found[-1].row(), sep=" | ", flush=True)
+                if found[-1].failed:
+                    print(dict(found[-1].ends), balancer.log.read_text()[-LOG_CHARACTERS:], sep="\n", flush=True)
     return found
 
 

@@ -1,5 +1,6 @@
 """The profile `scale`, really started: containers killed, frozen and made anew behind the balancer, under load."""
 
+import io
 import json
 import math
 import os
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from composed import ROOT, Project, asked, composed, fetched, run, until
 from dashboards import dashboards
+from PIL import Image
+from uploads import saved
 
 REPLICAS = 2
 ROUNDS = 5  # a tenth of what benchmarks/failover.py does
@@ -108,6 +112,15 @@ def test_the_balancer_spreads_requests_and_hides_what_is_inside(project: Project
     print("images by replica, as Prometheus counts them:", by_replica)
     assert min(by_replica) > max(by_replica) / 3
     assert httpx.get(f"{project.url('BALANCER_PORT')}/metrics", timeout=5).status_code == 404
+
+
+def test_what_is_too_large_to_be_sent_again_passes_too(project: Project) -> None:
+    photo = saved(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8), "PNG")
+    assert len(photo) > 65536, "the balancer's buffer"
+    url = f"{project.url('BALANCER_PORT')}/upscale"
+    answer = httpx.post(url, files={"image": photo}, data={"model": "photo-x2"}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert Image.open(io.BytesIO(answer.content)).size == (400, 400)
 
 
 def test_it_speaks_tls(project: Project) -> None:
