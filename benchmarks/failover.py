@@ -10,7 +10,6 @@ with anything but 200 or not at all.
 
 import argparse
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ FROZEN_S = 7.0
 CALM_S = 10.0
 LOG_CHARACTERS = 20_000
 """So much of the balancer's log is shown where a request failed."""
+RESENT = ("retry", "redispatch")
 COLUMNS = (
     "replicas", "what happened", "times", "requests", "failed", "sent again", "p50 ms", "p99 ms", "p99.9 ms",
     "longest ms",
@@ -186,9 +186,9 @@ BLOWS: Mapping[str, Callable[[Sequence[Replica], int], None]] = {
 
 
 def resent(balancer: Balancer) -> int:
-    """Requests that the balancer has sent once more, so far."""
-    name = 'haproxy_backend_retry_warnings_total{proxy="replicas"}'
-    return round(balancer.series().get(name, math.nan))
+    """Times that the balancer has sent a request once more, so far: it counts those that found another server apart."""
+    series = balancer.series()
+    return round(sum(series[f'haproxy_backend_{kind}_warnings_total{{proxy="replicas"}}'] for kind in RESENT))
 
 
 def table(seen: Sequence[Seen]) -> str:
