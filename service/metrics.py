@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from service import process
-from service.demand import Demand, Spent, spent
+from service.demand import Demand
 from service.exposition import Page, labelled
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Metrics:
         stats = self._engine.stats()
         _write_models(page, stats)
         page.family("ganymede_replicas_wanted", "gauge", "Replicas that the load of this one wants; add up over all.")
-        page.sample(self._demand.wanted(self._spent(stats), stats))
+        page.sample(self._demand.wanted(time.monotonic(), time.thread_time(), stats))
         _write_memory(page, memory)
         _write_process(page, memory.resident_bytes)
         self._write_facts(page)
@@ -128,12 +128,7 @@ class Metrics:
             due = loop.time() + LAG_PERIOD_S
             await asyncio.sleep(LAG_PERIOD_S)
             self._lag.observe(max(0.0, loop.time() - due))
-            if self._demand.due(time.monotonic()):
-                self._demand.remember(self._spent(self._engine.stats()))
-
-    def _spent(self, stats: "Mapping[str, ModelStats]") -> Spent:
-        """Until now; called on the event loop's own thread, whose CPU time is read."""
-        return spent(time.monotonic(), time.thread_time(), stats)
+            self._demand.look(time.monotonic(), time.thread_time(), self._engine.stats())
 
     def _write_requests(self, page: Page) -> None:
         every = list(self._served.values())
