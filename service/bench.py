@@ -68,13 +68,22 @@ class Connections:
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        pair = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        pair = self._waiting() or await asyncio.open_connection(self._host, self._port)
         try:
             yield pair
         except BaseException:
             pair[1].close()
             raise
         self._idle.append(pair)
+
+    def _waiting(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """An idle connection that the other side has not closed meanwhile; as every client must look."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def send(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """One request: status and body."""

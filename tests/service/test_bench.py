@@ -10,7 +10,7 @@ from fakeengine import FakeEngine, manifest
 
 from service.__main__ import main
 from service.api.app import create_app
-from service.bench import Plan, _batches, measure
+from service.bench import Connections, Plan, _batches, measure
 from service.settings import Settings
 
 
@@ -82,6 +82,18 @@ async def test_a_run_can_be_ended_before_its_time(tmp_path, rate):
         stop.set()
         report = await run
     assert report["ends"] == {"200": len(engine.calls) - 1}
+
+
+async def test_a_connection_that_was_closed_while_idle_is_not_used_again(tmp_path):
+    engine = FakeEngine(tmp_path, manifest("faces"))
+    async with serving(engine) as url:
+        connections = Connections(url)
+        assert (await connections.send("GET", "/livez"))[0] == 200
+        ((reader, writer),) = connections._idle
+        writer.write(b"no HTTP\r\n\r\n")  # answered with 400, and closed
+        await reader.read()
+        assert (await connections.send("GET", "/livez"))[0] == 200
+        connections.close()
 
 
 async def test_a_refused_request_ends_it_with_the_reason(tmp_path):
