@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,23 @@ from uploads import saved
 REPLICAS = 2
 ROUNDS = 5  # a tenth of what benchmarks/failover.py does
 RATE = 20
+UP = ("--scale", f"replica={REPLICAS - 1}", "service", "replica", "balancer", "prometheus")
 FROZEN_S = 7.0  # longer than the balancer's deadline of 5 s and the second beyond it
 
 pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("scale")
+def project() -> Iterator[Project]:
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's, which nobody else may enter: containers run as others
+        Path(folder).chmod(0o755)
+        with composed(Project("ganymede-scale", mounts(Path(folder))), UP, ["--profile", "scale"]) as project:
+            whole(project)
+            yield project
+
+
+def mounts(folder: Path) -> dict[str, str]:
+    """Models and a certificate that containers may read, as docker-compose.yml wants them told."""
     models, certificates = folder / "models", folder / "certificates"
     for name in ("fashion-28", "photo-x2"):  # few, so that a start takes seconds though nothing is cached
         shutil.copytree(ROOT / "models" / name, models / name)
@@ -46,14 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     )  # fmt: skip
     parts = [(certificates / name).read_text() for name in ("cert.pem", "key.pem")]
     (certificates / "site.pem").write_text("".join(parts))
-    run("chmod", "-R", "a+rX", str(folder), *map(str, folder.parents[:3]))  # for the containers' users
-    environment = {
-        "MODELS": str(models), "CERTIFICATES": str(certificates), "TLS_CERT": "/certificates/site.pem",
-    }  # fmt: skip
-    up = ["--scale", f"replica={REPLICAS - 1}", "service", "replica", "balancer", "prometheus"]
-    with composed(Project("ganymede-scale", environment), up, ["--profile", "scale"]) as project:
-        whole(project)
-        yield project
+    return {"MODELS": str(models), "CERTIFICATES": str(certificates), "TLS_CERT": "/certificates/site.pem"}
 
 
 def replicas(project: Project) -> list[str]:
