@@ -144,9 +144,13 @@ def localised(text: str, replicas: Sequence[int], port: int, own_port: int) -> s
         port: the balancer's own, for everybody.
         own_port: its port for Prometheus.
     """
-    servers = "\n".join(f"  server replica{n} 127.0.0.1:{own} check" for n, own in enumerate(replicas))
+    checked, unchecked = (
+        "\n".join(f"  server replica{n} 127.0.0.1:{own}{check}" for n, own in enumerate(replicas))
+        for check in (" check", "")
+    )
     for pattern, line in (
-        (r"^  server-template .*$", servers),
+        (r"^  server-template .* check .*$", checked),
+        (r"^  server-template .*$", unchecked),
         (r"^  bind :8080$", f"  bind 127.0.0.1:{port}"),
         (r"^  bind :8404$", f"  bind 127.0.0.1:{own_port}"),
     ):

@@ -4,7 +4,8 @@
 
 Real servers behind a real HAProxy with the shipped configuration, under an open loop of `python -m service bench`.
 Three ways to lose a replica, one after the other, each beside a time without: `kill -9` and a new start, SIGSTOP for
-longer than a request may take, and a rolling restart of all. The exit status is 1 where a single request was answered
+longer than a request may take, and a rolling restart of all; and a machine that stands still: SIGSTOP of all of them
+for seconds. The exit status is 1 where a single request was answered
 with anything but 200 or not at all.
 """
 
@@ -26,6 +27,7 @@ BETWEEN_S = 1.0
 """Between two blows, so that each falls on a full house."""
 FROZEN_S = 7.0
 """Longer than the deadline that the balancer gives (5 s) and its patience beyond it (1 s)."""
+STALLED_S = 4.0
 CALM_S = 10.0
 LOG_CHARACTERS = 20_000
 """So much of the balancer's log is shown where a request failed."""
@@ -167,6 +169,17 @@ def frozen(replicas: Sequence[Replica], number: int) -> None:
     replica.wait_ready()
 
 
+def stalled(replicas: Sequence[Replica], number: int) -> None:
+    """SIGSTOP of all of them, for longer than checks are waited for and shorter than a request may take."""
+    for replica in replicas:
+        replica.send(signal.SIGSTOP)
+    time.sleep(STALLED_S)
+    for replica in replicas:
+        replica.send(signal.SIGCONT)
+    for replica in replicas:
+        replica.wait_ready()
+
+
 def rolled(replicas: Sequence[Replica], number: int) -> None:
     """A rolling restart: each in turn drains, ends and is started again."""
     for replica in replicas:
@@ -181,14 +194,15 @@ def rolled(replicas: Sequence[Replica], number: int) -> None:
 BLOWS: Mapping[str, Callable[[Sequence[Replica], int], None]] = {
     "kill -9": killed,
     "SIGSTOP": frozen,
+    "SIGSTOP of all": stalled,
     "rolling restart": rolled,
 }
 
 
 def resent(balancer: Balancer) -> int:
     """Times that the balancer has sent a request once more, so far: it counts those that found another server apart."""
-    series = balancer.series()
-    return round(sum(series[f'haproxy_backend_{kind}_warnings_total{{proxy="replicas"}}'] for kind in RESENT))
+    names = tuple(f"haproxy_backend_{kind}_warnings_total{{" for kind in RESENT)
+    return round(sum(value for name, value in balancer.series().items() if name.startswith(names)))
 
 
 def table(seen: Sequence[Seen]) -> str:

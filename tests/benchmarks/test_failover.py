@@ -25,10 +25,12 @@ def test_only_ports_and_servers_of_the_shipped_configuration_change():
     assert changed == {
         "  server replica0 127.0.0.1:8001 check",
         "  server replica1 127.0.0.1:8002 check",
+        "  server replica0 127.0.0.1:8001",
+        "  server replica1 127.0.0.1:8002",
         "  bind 127.0.0.1:9000",
         "  bind 127.0.0.1:9001",
     }
-    assert len(text.splitlines()) == len(shipped.splitlines()) + 1
+    assert len(text.splitlines()) == len(shipped.splitlines()) + 2
 
 
 def test_a_configuration_that_has_moved_on_is_noticed():
@@ -45,7 +47,7 @@ def test_every_end_but_200_is_a_failure():
 
 
 def test_the_ways_to_lose_a_replica():
-    assert list(BLOWS) == ["kill -9", "SIGSTOP", "rolling restart"]
+    assert list(BLOWS) == ["kill -9", "SIGSTOP", "SIGSTOP of all", "rolling restart"]
 
 
 def test_scaling_is_told_against_its_goal():
