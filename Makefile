@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench bench-race bench-bound bench-overload bench-gpu train export docker test-docker test-promtool gpu-env test-gpu clean
+.PHONY: help serve test fuzz check format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling train export docker test-docker test-promtool gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,9 +50,10 @@ test: $(VENV)/.dev ## run the tests [JOBS=2] [ARGS="-k name"]
 fuzz: $(VENV)/.dev ## the long random searches, beyond the short ones in `make test`
 	$(ONE_THREAD) $(BIN)/python -m pytest -m fuzz -n $(JOBS) $(ARGS)
 
-test-promtool: $(VENV)/.dev ## hold a real scrape and the alert rules against Prometheus' own promtool
-	@command -v promtool >/dev/null || { echo "promtool is missing. On Debian and Ubuntu: apt-get install prometheus" >&2; exit 1; }
-	$(ONE_THREAD) $(BIN)/python -m pytest -m promtool -v tests/service tests/deploy
+test-promtool: $(VENV)/.dev ## hold scrapes, alert rules and every dashboard's queries against a real Prometheus
+	@for program in promtool prometheus haproxy; do command -v $$program >/dev/null || \
+	  { echo "$$program is missing. On Debian and Ubuntu: apt-get install prometheus haproxy" >&2; exit 1; }; done
+	$(ONE_THREAD) $(BIN)/python -m pytest -m promtool -v tests/service tests/deploy tests/benchmarks
 
 check: $(VENV)/.dev ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -81,6 +82,12 @@ bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs
 
 bench-gpu: $(VENV)/.dev ## pixels, the seed promise, speed, memory and the server on a GPU [PROVIDER=cuda] [SECONDS=40]
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py --models models --provider $(or $(PROVIDER),cuda) --seconds $(or $(SECONDS),40) --limit 180
+
+bench-failover: $(VENV)/.dev ## lose replicas behind HAProxy, each way so many times [ROUNDS=50] [REPLICAS="2 3"]
+	PYTHONPATH=. $(BIN)/python benchmarks/failover.py --models models --rounds $(or $(ROUNDS),50) --replicas $(or $(REPLICAS),2 3) --append benchmarks/RESULTS.md
+
+bench-scaling: $(VENV)/.dev ## one replica and two, each held to 0.7 of a core [SECONDS=5]; needs root and cgroups; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py --models models --seconds $(or $(SECONDS),5) --append benchmarks/RESULTS.md
 
 bench-soak: $(VENV)/.dev ## mixed load with faults injected [MINUTES=30]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/soak.py --models models --minutes $(or $(MINUTES),30) --append benchmarks/RESULTS.md

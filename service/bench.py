@@ -3,17 +3,19 @@
 Closed loop (`--clients`): so many clients, each sends its next request when the last is answered: finds the capacity.
 Open loop (`--rate`): requests arrive at random (Poisson) whether or not the server keeps up; each latency counts
 from when the request should have been sent, so that a stall is charged to all requests behind it (no coordinated
-omission). Only the standard library and numpy, so that the client's own cost stays small.
+omission). Only the standard library and numpy, so that the client's own cost stays small. Ctrl+C ends a run early and
+reports what was seen until then.
 """
 
 import argparse
 import asyncio
 import json
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -66,13 +68,22 @@ class Connections:
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        pair = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        pair = self._waiting() or await asyncio.open_connection(self._host, self._port)
         try:
             yield pair
         except BaseException:
             pair[1].close()
             raise
         self._idle.append(pair)
+
+    def _waiting(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """An idle connection that the other side has not closed meanwhile; as every client must look."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def send(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """One request: status and body."""
@@ -91,7 +102,7 @@ class Connections:
 
 def run_bench(plan: Plan, *, as_json: bool) -> int:
     """Run and print; the exit status is 1 where no request was answered with 200."""
-    report = asyncio.run(measure(plan))
+    report = asyncio.run(_until_interrupted(plan))
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -100,8 +111,27 @@ def run_bench(plan: Plan, *, as_json: bool) -> int:
     return 0 if report["images_per_s"] else 1
 
 
-async def measure(plan: Plan) -> dict[str, object]:
-    """One run against the server: see the module's docstring for what the numbers mean."""
+async def _until_interrupted(plan: Plan) -> dict[str, object]:
+    """As `measure`; the first SIGINT ends the run, a second one the program."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    with suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+    return await measure(plan, stop)
+
+
+async def measure(plan: Plan, stop: asyncio.Event | None = None) -> dict[str, object]:
+    """One run against the server: see the module's docstring for what the numbers mean.
+
+    Args:
+        plan: what to send.
+        stop: set, it ends the run before its time.
+    """
+    stop = stop or asyncio.Event()
     connections = Connections(plan.url)
     try:
         status, answer = await connections.send("POST", "/generate", plan.body(2**31 // plan.images))
@@ -111,31 +141,33 @@ async def measure(plan: Plan) -> dict[str, object]:
         raise SystemExit(f"the server refuses such requests with {status}: {answer.decode(errors='replace')[:500]}")
     before = await _scrape(connections)
     tally, began = Tally(), time.perf_counter()
-    await (_open_loop(plan, connections, tally) if plan.rate else _closed_loop(plan, connections, tally))
+    await (_open_loop(plan, connections, tally, stop) if plan.rate else _closed_loop(plan, connections, tally, stop))
     elapsed_s = time.perf_counter() - began
     after = await _scrape(connections)
     connections.close()
     return _report(plan, tally, elapsed_s, {name: value - before.get(name, 0.0) for name, value in after.items()})
 
 
-async def _closed_loop(plan: Plan, connections: Connections, tally: Tally) -> None:
+async def _closed_loop(plan: Plan, connections: Connections, tally: Tally, stop: asyncio.Event) -> None:
     end = time.perf_counter() + plan.seconds
     numbers = iter(range(2**32))
 
     async def client() -> None:
-        while (now := time.perf_counter()) < end:
+        while (now := time.perf_counter()) < end and not stop.is_set():
             await _one(plan, connections, tally, next(numbers), now)
 
     await asyncio.gather(*(client() for _ in range(plan.clients)))
 
 
-async def _open_loop(plan: Plan, connections: Connections, tally: Tally) -> None:
+async def _open_loop(plan: Plan, connections: Connections, tally: Tally, stop: asyncio.Event) -> None:
     assert plan.rate is not None
     began = time.perf_counter()
     gaps_s = np.random.RandomState(0).exponential(1 / plan.rate, max(1, round(plan.rate * plan.seconds)))
     sent: set[asyncio.Task[None]] = set()
     for number, due_s in enumerate(np.cumsum(gaps_s)):
         await asyncio.sleep(max(0.0, began + due_s - time.perf_counter()))
+        if stop.is_set():
+            break
         task = asyncio.create_task(_one(plan, connections, tally, number, began + due_s))
         sent.add(task)
         task.add_done_callback(sent.discard)
@@ -172,10 +204,9 @@ def _report(plan: Plan, tally: Tally, elapsed_s: float, server: dict[str, float]
     report |= {"requests": sum(tally.ends.values()), "ends": dict(sorted(tally.ends.items()))}
     report |= {"requests_per_s": round(answered / elapsed_s, 1), "images_per_s": round(images / elapsed_s, 1)}
     if answered:
-        marks = np.percentile(np.array(tally.latencies_s) * 1000, [50, 95, 99, 100])
-        report |= {
-            f"{name}_ms": round(float(mark), 3) for name, mark in zip(("p50", "p95", "p99", "max"), marks, strict=True)
-        }
+        marks = np.percentile(np.array(tally.latencies_s) * 1000, [50, 95, 99, 99.9, 100])
+        names = ("p50", "p95", "p99", "p999", "max")
+        report |= {f"{name}_ms": round(float(mark), 3) for name, mark in zip(names, marks, strict=True)}
         report["bytes_per_image"] = round(tally.body_bytes / images)
     if images and (cpu_s := server.get("process_cpu_seconds_total")) is not None:
         report["server_cpu_ms_per_image"] = round(cpu_s * 1000 / images, 4)

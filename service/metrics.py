@@ -9,11 +9,13 @@ and the text is made at the scrape.
 """
 
 import asyncio
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from service import process
+from service.demand import Demand
 from service.exposition import Page, labelled
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Metrics:
         self._served: dict[tuple[str, str], _Served] = {}
         self._rejected: dict[str, int] = {}
         self._lag = Histogram(LAG_BUCKETS_S)
+        self._demand = Demand()
 
     def observe(self, record: Observed) -> None:
         """Count one finished request."""
@@ -109,19 +112,23 @@ class Metrics:
         page = Page(openmetrics=as_openmetrics)
         memory = self._engine.memory()
         self._write_requests(page)
-        _write_models(page, self._engine.stats())
+        stats = self._engine.stats()
+        _write_models(page, stats)
+        page.family("ganymede_replicas_wanted", "gauge", "Replicas that the load of this one wants; add up over all.")
+        page.sample(self._demand.wanted(time.monotonic(), time.thread_time(), stats))
         _write_memory(page, memory)
         _write_process(page, memory.resident_bytes)
         self._write_facts(page)
         return page.body(), page.content_type
 
     async def watch_loop(self) -> None:
-        """Measure the event loop's lag until cancelled."""
+        """Measure the event loop's lag, and how busy the replica is, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_PERIOD_S
             await asyncio.sleep(LAG_PERIOD_S)
             self._lag.observe(max(0.0, loop.time() - due))
+            self._demand.look(time.monotonic(), time.thread_time(), self._engine.stats())
 
     def _write_requests(self, page: Page) -> None:
         every = list(self._served.values())

@@ -110,12 +110,29 @@ def test_containers_are_pinned_and_locked_down() -> None:
         assert container["read_only"] is True, name
         assert container["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in container["security_opt"], name
-        assert all(port.startswith("${BIND:-127.0.0.1}:") for port in container["ports"]), (
-            f"{name}: open to the network"
-        )
+        published = container.get("ports", [])
+        assert all(port.startswith("${BIND:-127.0.0.1}:") for port in published), f"{name}: open to the network"
+        bounds = {"mem_limit", "cpus", "pids_limit", "healthcheck", "stop_grace_period"}
+        assert bounds <= container.keys(), f"{name}: {bounds - container.keys()}"
     bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert len(bases) >= 2
     assert all(":" in base and not base.endswith(":latest") for base in bases)
+
+
+def test_images_that_are_stood_in_for_are_the_composed_ones() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    used = {container["image"] for name, container in compose["services"].items() if name not in ("service", "replica")}
+    used |= set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    told = re.findall(r"^\w+_image=(\S+)", (ROOT / "tests/docker/base-images").read_text(), re.MULTILINE)
+    assert set(told) == used
+
+
+def test_the_gpu_override_builds_another_image_from_the_same_dockerfile() -> None:
+    base, over = (yaml.safe_load((ROOT / f"docker-compose{kind}.yml").read_text())["services"] for kind in ("", ".gpu"))
+    assert over.keys() <= base.keys()
+    assert all(container["image"] == f"{base['service']['image']}-cuda" for container in over.values())
+    (argument,) = over["service"]["build"]["args"]
+    assert f"ARG {argument}=" in (ROOT / "Dockerfile").read_text() and argument in base["service"]["build"]["args"]
 
 
 def test_container_is_given_time_to_drain() -> None:

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 
 def rules() -> list[dict]:
     groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
 
 
 async def test_rules_speak_of_series_that_exist(tmp_path):
@@ -31,6 +31,11 @@ def test_every_rule_is_tried_firing_and_not():
     tests = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]
     tried = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
     assert tried == {rule["alert"] for rule in rules()}
+
+
+def test_every_alert_has_a_runbook():
+    told = re.findall(r"^### `(\w+)`$", (FOLDER.parents[1] / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(rule["alert"] for rule in rules())
 
 
 def test_the_rules_are_read():

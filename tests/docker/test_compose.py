@@ -2,64 +2,28 @@
 
 import io
 import json
-import os
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
+from composed import ROOT, Project, asked, composed, fetched, has_grafana, looked, run, until
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
 SNEAKER = {"model": "fashion-28", "label": "Sneaker", "seed": 7}
-T = TypeVar("T")
 
 pytestmark = pytest.mark.docker
-
-
-def run(*command: str, env: dict[str, str] | None = None) -> str:
-    """Show and run a command; where it fails, so does the test, with what it said."""
-    print("\n$", *command, flush=True)
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True)
-    if done.returncode:
-        pytest.fail(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-    return done.stdout.strip()
-
-
-def until(what: str, seconds: float, look: Callable[[], T | None]) -> T:
-    """Look every half second until there is something to see."""
-    end = time.monotonic() + seconds
-    while (found := look()) is None:
-        if time.monotonic() > end:
-            pytest.fail(f"{what}: not within {seconds:g} s")
-        time.sleep(0.5)
-    return found
-
-
-def fetched(url: str) -> httpx.Response | None:
-    try:
-        response = httpx.get(url, timeout=5)
-    except httpx.TransportError:
-        return None
-    return response if response.status_code == 200 else None
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass(frozen=True)
 class Stack:
     """The running containers: where they answer, and the service container's id."""
 
+    project: Project
     service: str
     prometheus: str
     container: str
@@ -74,22 +38,10 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
-    compose = [*(("docker", "compose") if plugin else ("docker-compose",)), "-p", "ganymede-test"]
-    ports = {"SERVICE_PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
-    try:
-        run(*compose, "build", env=ports)
-        run(*compose, "up", "-d", env=ports)
-        service = f"http://127.0.0.1:{ports['SERVICE_PORT']}"
-        container = run(*compose, "ps", "-q", "service", env=ports)
-        try:
-            until("/readyz answers 200", 120, lambda: fetched(f"{service}/readyz"))
-        except BaseException:
-            print(subprocess.run(["docker", "logs", container], capture_output=True, text=True))
-            raise
-        yield Stack(service, f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}", container)
-    finally:
-        run(*compose, "down", "--volumes", "--remove-orphans", env=ports)
+    services = ["service", "prometheus", *(["grafana"] if has_grafana() else [])]
+    with composed(Project("ganymede-test", {}), services) as project:
+        (container,) = project.containers("service")
+        yield Stack(project, project.url("SERVICE_PORT"), project.url("PROMETHEUS_PORT"), container)
 
 
 def test_answers_with_the_picture_that_was_asked_for(stack: Stack) -> None:
@@ -147,17 +99,41 @@ def test_prometheus_scrapes_it(stack: Stack) -> None:
 
     target = until("Prometheus' target up", 60, up)
     print({key: target[key] for key in ("scrapeUrl", "health", "lastError")})
-    assert target["scrapeUrl"] == "http://service:8000/metrics"
+    address = stack.project.address(stack.container)
+    assert target["scrapeUrl"] == f"http://{address}:8000/metrics"
 
-    def images() -> float | None:
-        query = "sum(ganymede_images_total{model=~'fashion-28@.*'})"
-        answer = httpx.get(f"{stack.prometheus}/api/v1/query", params={"query": query}, timeout=5).json()
-        values = answer["data"]["result"]
-        return float(values[0]["value"][1]) if values else None
-
-    drawn = until("the images that were asked for, in Prometheus", 30, images)
+    query = "sum(ganymede_images_total{model=~'fashion-28@.*'})"
+    (drawn,) = until(
+        "the images that were asked for, in Prometheus", 30, lambda: asked(stack.prometheus, query) or None
+    )
     print(f"images, as Prometheus counts them: {drawn:g}")
     assert drawn >= 2
+
+
+def test_prometheus_is_healthy_and_has_read_the_rules(stack: Stack) -> None:
+    (container,) = stack.project.containers("prometheus")
+
+    def healthy() -> bool | None:
+        return looked("docker", "inspect", "--format", "{{.State.Health.Status}}", container) == "healthy" or None
+
+    until("a good verdict of the health check", 60, healthy, every_s=3)
+    groups = httpx.get(f"{stack.prometheus}/api/v1/rules", timeout=5).json()["data"]["groups"]
+    assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
+    assert sum(len(group["rules"]) for group in groups) > 10
+
+
+def test_grafana_shows_the_dashboards(stack: Stack) -> None:
+    """Where its image can be had; elsewhere tests/deploy holds its files and queries against what it would read."""
+    if not has_grafana():
+        print("Grafana was NOT started: its image is not here and could not be pulled.")
+        return
+    grafana = stack.project.url("GRAFANA_PORT")
+    until("Grafana's health", 90, lambda: fetched(f"{grafana}/api/health"))
+    found = until("the dashboards", 60, lambda: fetched(f"{grafana}/api/search?type=dash-db"))
+    assert {"ganymede-service", "ganymede-balancer"} <= {board["uid"] for board in found.json()}
+    query = {"refId": "A", "datasource": {"uid": "ganymede-prometheus"}, "expr": "ganymede_build_info", "instant": True}
+    asked_for = {"queries": [query], "from": "now-5m", "to": "now"}
+    assert httpx.post(f"{grafana}/api/ds/query", json=asked_for, timeout=10).status_code == 200
 
 
 def test_docker_stop_loses_no_request(stack: Stack) -> None:

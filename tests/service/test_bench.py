@@ -10,7 +10,7 @@ from fakeengine import FakeEngine, manifest
 
 from service.__main__ import main
 from service.api.app import create_app
-from service.bench import Plan, _batches, measure
+from service.bench import Connections, Plan, _batches, measure
 from service.settings import Settings
 
 
@@ -48,7 +48,7 @@ async def test_counts_what_the_server_counts(tmp_path, changes):
     assert sum(report["runs_by_rows"].values()) == asked
     seeds = [seed for call in engine.calls[1:] for seed in call["seeds"]]
     assert len(set(seeds)) == len(seeds) == asked * changes.get("images", 1)
-    assert report["p50_ms"] <= report["p95_ms"] <= report["p99_ms"] <= report["max_ms"]
+    assert report["p50_ms"] <= report["p95_ms"] <= report["p99_ms"] <= report["p999_ms"] <= report["max_ms"]
     assert report["images_per_s"] > 0 and report["server_cpu_ms_per_image"] >= 0
 
 
@@ -70,6 +70,30 @@ async def test_latency_counts_from_the_intended_start(tmp_path):
         report = await measure(plan(url, rate=100.0, seconds=0.2))
         await held
     assert report["max_ms"] >= 200
+
+
+@pytest.mark.parametrize("rate", [None, 200.0])
+async def test_a_run_can_be_ended_before_its_time(tmp_path, rate):
+    engine, stop = FakeEngine(tmp_path, manifest("faces")), asyncio.Event()
+    async with serving(engine) as url:
+        run = asyncio.create_task(measure(plan(url, rate=rate, seconds=600.0), stop))
+        while len(engine.calls) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        stop.set()
+        report = await run
+    assert report["ends"] == {"200": len(engine.calls) - 1}
+
+
+async def test_a_connection_that_was_closed_while_idle_is_not_used_again(tmp_path):
+    engine = FakeEngine(tmp_path, manifest("faces"))
+    async with serving(engine) as url:
+        connections = Connections(url)
+        assert (await connections.send("GET", "/livez"))[0] == 200
+        ((reader, writer),) = connections._idle
+        writer.write(b"no HTTP\r\n\r\n")  # answered with 400, and closed
+        await reader.read()
+        assert (await connections.send("GET", "/livez"))[0] == 200
+        connections.close()
 
 
 async def test_a_refused_request_ends_it_with_the_reason(tmp_path):

@@ -146,6 +146,14 @@ async def test_apps_share_nothing(client, engine):
         assert not [key for key in await samples(other) if key[0] == "ganymede_images_total"]
 
 
+async def test_what_waits_asks_for_replicas(client, engine):
+    """Twenty rows of two seconds on two lanes: twenty seconds, to be worked off within ten."""
+    assert (await samples(client))["ganymede_replicas_wanted", ()] < 1
+    waiting = replace(idle(), queue_rows=20, row_s=2.0, lanes=2)
+    engine.stats_by_ref["faces@1"] = waiting
+    assert 2 <= (await samples(client))["ganymede_replicas_wanted", ()] < 4
+
+
 @pytest.mark.promtool
 async def test_promtool_has_nothing_to_say_of_a_loaded_server(tiny_models):
     async with client_of(None, models=tiny_models, profile_s=0, lanes=1) as client:
