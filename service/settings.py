@@ -72,6 +72,22 @@ class Settings(BaseModel):
         description="Seconds between looks for new model folders. Longer on slow network disks.",
     )
 
+    watch_models: bool = Field(
+        False,
+        description="Whether the system tells of changes in the models' folder, besides looking every `poll_models_s`. "
+        "Sooner by a second; not on network disks, which do not tell.",
+    )
+    load_on_demand: bool = Field(
+        False,
+        description="Whether a model stays on the disk until it is asked for. The first answer waits for the load.",
+    )
+    memory_budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Most bytes of all models' weights in memory; beyond it who was asked for longest ago gives way until "
+        "it is asked for again. Half of the memory there is: working memory comes on top. Unset: all stay.",
+    )
+
     versions_kept: int = Field(
         2,
         ge=1,
@@ -265,6 +281,7 @@ class Settings(BaseModel):
         "poll_models_s",
         "cache",
         "device_memory_bytes",
+        "memory_budget_bytes",
         "devices",
         "shrink_after_s",
         mode="before",

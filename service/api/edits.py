@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -120,8 +120,10 @@ async def upscale(request: Request, parts: PartsDep) -> Response:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A request that was read and decoded. `digest` is of the uploaded bytes."""
+    """A request that was read and decoded. `name` is the model as it was asked for: another version may take its place
+    before the picture is drawn. `digest` is of the uploaded bytes."""
 
+    name: str
     model: "ModelInfo"
     picture: Decoded
     mask: npt.NDArray[np.uint8] | None
@@ -165,13 +167,13 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
 
 async def _begin(parts: Parts, task: Task, asked: _Asked, priority: int, timeout_s: float) -> "Painting":
     """Hand the picture to the engine."""
-    ref, picture = asked.model.manifest.ref, asked.picture
+    name, picture = asked.name, asked.picture
     if task is Task.UPSCALE:
         return await parts.engine.upscale(
-            ref, picture.rgb, alpha=picture.alpha, scale=asked.scale, priority=priority, timeout_s=timeout_s
+            name, picture.rgb, alpha=picture.alpha, scale=asked.scale, priority=priority, timeout_s=timeout_s
         )
     return await parts.engine.translate(
-        ref, picture.rgb, alpha=picture.alpha, mask=asked.mask, priority=priority, timeout_s=timeout_s
+        name, picture.rgb, alpha=picture.alpha, mask=asked.mask, priority=priority, timeout_s=timeout_s
     )
 
 
@@ -183,17 +185,22 @@ async def _read(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     """
     record, settings = record_of(request), parts.settings
     uploads, pictures = _rooms(request, parts)
-    query = query_fields(request)
+    query, timeout_s = query_fields(request), requests.timeout_of(Headers(request.scope["headers"]), parts)
+
+    def serving(name: str) -> "Awaitable[ModelInfo]":
+        return requests.once_awake(parts, partial(requests.serving, parts, name, task), timeout_s)
+
     if "model" in query:  # refused before a byte of the body is read
-        requests.serving(parts, query["model"], task)
+        await serving(query["model"])
     size = expected_bytes(request, settings.max_upload_bytes)
     with uploads.taken(size):
-        body = await read_body(request, size, requests.timeout_of(Headers(request.scope["headers"]), parts))
+        body = await read_body(request, size, timeout_s)
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")
         form = await _apart(parts, lambda: take_apart(body, content_type, query, known))
-        model = requests.serving(parts, _required(form, "model"), task)
+        name = _required(form, "model")
+        model = await serving(name)
         record.model = model.manifest.ref
         scale, fmt = _choices(form, model)
         if "image" not in form.files:
@@ -204,7 +211,7 @@ async def _read(request: Request, parts: Parts, task: Task, known: tuple[str, ..
         held.enter_context(pictures.taken(header.width * header.height))
         picture, mask, digest = await _apart(parts, lambda: _decode(form, header, limits))
     record.stages["decode"] = perf_counter() - started
-    return _Asked(model, picture, mask, scale, fmt, digest)
+    return _Asked(name, model, picture, mask, scale, fmt, digest)
 
 
 def _rooms(request: Request, parts: Parts) -> tuple[Room, Room]:

@@ -20,7 +20,8 @@ from service.api.ledger import Ledger
 from service.api.parts import Parts
 from service.api.pictures import Rendered, is_small
 from service.api.plain import Headers, Reply
-from service.errors import GanymedeError
+from service.api.requests import once_awake, timeout_of
+from service.errors import GanymedeError, ModelAsleep
 
 if TYPE_CHECKING:
     from service.api.record import Record
@@ -88,7 +89,7 @@ class Exchange:
         self._begin, self._url, self._headers = begin, url, headers
         self._record: Record
         self._drawing: Drawing
-        self._withdraw: Callable[[], None] | None = None
+        self._withdraw: Callable[[], object] | None = None
         self._began = 0.0
         self.started = perf_counter()
         self.body = b""
@@ -108,8 +109,12 @@ class Exchange:
         path, mark, query = self._url.partition(b"?")
         method = "GET" if mark else "POST"  # as `Front.begin_of` lets them in
         self._record = self._front.ledger.open(method, path.decode("ascii"), self._headers, self._client, self.started)
+        self._begin_drawing(Asked(self._record, self._headers, query, self.body))
+
+    def _begin_drawing(self, asked: Asked) -> None:
+        """Never raises."""
         try:
-            drawing = self._begin(self._front.parts, Asked(self._record, self._headers, query, self.body))
+            drawing = self._begin(self._front.parts, asked)
             if isinstance(drawing, Reply):
                 self._send(drawing)
                 return
@@ -117,8 +122,22 @@ class Exchange:
             withdraw = self._front.parts.engine.start(done=self._drawn, **drawing.arguments)
             if not self.response_complete:
                 self._withdraw = withdraw
+        except ModelAsleep:
+            self._withdraw = asyncio.ensure_future(self._wake(asked)).cancel
         except Exception as error:
             self._fail(error)
+
+    async def _wake(self, asked: Asked) -> None:
+        """Begin when the model is in memory: the one way on which a hot request needs a task."""
+        parts = self._front.parts
+        try:
+            timeout_s = timeout_of(self._headers, parts)
+            await once_awake(parts, lambda: self._begin(parts, asked), timeout_s)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._withdraw = None
+            self._begin_drawing(asked)
 
     def leave(self) -> None:
         """The client is gone."""

@@ -46,7 +46,7 @@ class Parts:
             return "failed"
         if not self.opened:
             return "loading"
-        if not self.engine.models():
+        if not self.engine.models() and not self.engine.asleep:
             return "no-models"
         return "ready" if self.engine.ready else "loading"
 

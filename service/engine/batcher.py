@@ -206,6 +206,11 @@ class Batcher:
         """Nobody waits for the entry any more; its rows do not run unless they run already."""
         self._end(entry, None, "cancelled")
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and nothing runs."""
+        return not self._live and not self._running
+
     def stats(self) -> BatcherStats:
         """A snapshot, for metrics."""
         oldest_s = min((entry.arrived_s for entry in self._queue), default=None)

@@ -14,19 +14,20 @@ An engine belongs to the event loop that opened it; its methods are called on th
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import FIRST, LAST, USUAL, Answer
 from service.engine.flights import Flights
+from service.engine.loaded import LoadedModel
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
@@ -34,14 +35,29 @@ from service.engine.pipelines import translate as translating
 from service.engine.pipelines import upscale as upscaling
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
 from service.engine.profile import Plan
-from service.engine.repository import LoadedModel, Repository
+from service.engine.repository import Repository
 from service.engine.stats import BatcherStats, sum_stats
-from service.errors import DeadlineExceeded, FileInvalid, InvalidRequest, NotReady, TaskNotServed
+from service.errors import (
+    DeadlineExceeded,
+    FileInvalid,
+    InvalidRequest,
+    ModelAsleep,
+    NotReady,
+    TaskNotServed,
+    UnknownModel,
+)
 from service.manifest import Manifest, Task
 
 __all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "Timings"]
 
 log = logging.getLogger(__name__)
+
+WATCH_STEP_MS = 50
+"""Changes that follow one another so soon are one: a folder is written file by file."""
+WATCH_WAKE_MS = 1000
+"""How often the watching thread looks whether it is still wanted."""
+WATCH_AGAIN_S = 2.0
+"""Before a folder that could not be watched is tried again."""
 
 ModelStats = BatcherStats
 """Gauges and totals of one loaded version, over all of its graphs."""
@@ -117,7 +133,7 @@ class Engine:
         self._repository: Repository | None = None
         self._opened = False
         self._draining = False
-        self._polling: asyncio.Task[None] | None = None
+        self._looking: list[asyncio.Task[None]] = []
         self._flights: Flights[generating.Drawn] = Flights()
 
     async def __aenter__(self) -> Self:
@@ -143,19 +159,21 @@ class Engine:
         await self._repository.refresh()
         self._opened = True
         if self.options.poll_models_s is not None:
-            self._polling = asyncio.create_task(self._poll(self.options.poll_models_s))
+            self._looking.append(asyncio.create_task(self._poll(self.options.poll_models_s)))
+        if self.options.watch_models:
+            self._looking.append(asyncio.create_task(self._watch()))
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests with NotReady; accepted ones finish, or end with NotReady after the timeout."""
         self._draining = True
-        await self._stop_polling()
+        await self._stop_looking()
         if self._repository is not None and not await self._repository.drain(timeout_s):
             log.warning("requests were cut off: not finished %.1f s after draining began", timeout_s)
 
     async def close(self) -> None:
         """End what is left, stop the lanes and drop the sessions. The engine cannot be opened again."""
         self._draining = True
-        await self._stop_polling()
+        await self._stop_looking()
         if self._repository is not None:
             await self._repository.close()
 
@@ -200,6 +218,7 @@ class Engine:
             else:
                 future.set_result(outcome)
 
+        timeout_s = await self._awake(model, timeout_s)
         withdraw = self.start(
             model,
             done,
@@ -242,12 +261,14 @@ class Engine:
             What to call when nobody waits any more; `done` is not called after it.
 
         Raises:
-            What is known at once of all that `generate` raises; `done` is not called then.
+            What is known at once of all that `generate` raises, and ModelAsleep where it would wait for the model;
+            `done` is not called then.
         """
         loaded = self._serving(model, Task.GENERATE)
         _check_schedule(priority, timeout_s)
         rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images)
         began_s = asyncio.get_running_loop().time()
+        loaded.used_s = began_s
         deadline_s = None if timeout_s is None else began_s + timeout_s
         drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone)
         if rows.key is None:
@@ -275,9 +296,10 @@ class Engine:
         Raises:
             As `generate`; ImageTooLarge where the model needs the whole picture at once. So do the bands.
         """
+        schedule = _schedule(priority, await self._awake(model, timeout_s))
         loaded = self._serving(model, Task.TRANSLATE)
         picture = translating.Picture(rgb, alpha, mask)
-        return await translating.translate(loaded, picture, self._bounds, _schedule(priority, timeout_s))
+        return await self._painted(loaded, translating.translate(loaded, picture, self._bounds, schedule))
 
     async def upscale(
         self,
@@ -290,9 +312,17 @@ class Engine:
         timeout_s: float | None = None,
     ) -> Painting:
         """Enlarge a picture; see `translate`. A scale that is given must be the model's."""
+        schedule = _schedule(priority, await self._awake(model, timeout_s))
         loaded = self._serving(model, Task.UPSCALE)
-        schedule = _schedule(priority, timeout_s)
-        return await upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule)
+        return await self._painted(loaded, upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule))
+
+    async def _painted(self, model: LoadedModel, begun: Coroutine[Any, Any, Painting]) -> Painting:
+        """A painting that its model outlives, though another version takes the model's place meanwhile."""
+        model.used_s = asyncio.get_running_loop().time()
+        with model.in_use():
+            painting = await begun
+            model.works.add(painting)
+        return painting
 
     @property
     def _bounds(self) -> Bounds:
@@ -328,6 +358,47 @@ class Engine:
         """
         return _info(self._open_repository().resolve(ref))
 
+    async def wake(self, ref: str, timeout_s: float | None = None) -> None:
+        """Load a version that sleeps; nothing where it does not. One that is refused is in `refused` then.
+
+        Args:
+            ref: as `ModelAsleep.ref` has it.
+
+        Raises:
+            DeadlineExceeded: it takes longer. It goes on loading, for the next who asks.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._open_repository().wake(ref)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{ref}: not in memory before the deadline") from None
+
+    async def _awake(self, model: str, timeout_s: float | None) -> float | None:
+        """Wait until a model is in memory; what is left of the timeout. What else is wrong is told by who looks next.
+
+        Raises:
+            DeadlineExceeded: nothing is left.
+        """
+        if self._draining or self._repository is None or not self._repository.asleep:
+            return timeout_s
+        _check_schedule(USUAL, timeout_s)
+        loop = asyncio.get_running_loop()
+        end_s = math.inf if timeout_s is None else loop.time() + timeout_s
+        while True:  # it may be put to sleep again before its turn, and a version that is refused leaves an older one
+            try:
+                self._repository.resolve(model)
+            except ModelAsleep as asleep:
+                await self.wake(asleep.ref, None if timeout_s is None else max(0.0, end_s - loop.time()))
+                continue
+            except UnknownModel:
+                pass
+            return timeout_s if timeout_s is None else max(1e-3, end_s - loop.time())
+
+    @property
+    def asleep(self) -> list[str]:
+        """`name@version` of those that are loaded when somebody asks for them."""
+        return [] if self._repository is None else self._repository.asleep
+
     @property
     def refused(self) -> dict[str, str]:
         """`name@version`, or the folder's name -> why it is not served."""
@@ -335,8 +406,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Every model was tried, at least one is loaded, and the engine is not draining."""
-        loaded = self._repository is not None and bool(self._repository.loaded)
+        """Every model was tried, at least one serves (asleep perhaps), and the engine is not draining."""
+        loaded = self._repository is not None and bool(self._repository.loaded or self._repository.asleep)
         return self._opened and loaded and not self._draining
 
     def stats(self) -> dict[str, ModelStats]:
@@ -350,7 +421,7 @@ class Engine:
 
     def memory(self) -> MemoryStats:
         """What the process and its devices hold, and what idle models gave back; cheap enough for every scrape."""
-        return memory_stats((), 0, 0) if self._repository is None else self._repository.memory()
+        return memory_stats(()) if self._repository is None else self._repository.memory()
 
     def _open_repository(self) -> Repository:
         if self._repository is None:
@@ -377,23 +448,38 @@ class Engine:
         """Look for new and changed folders until cancelled."""
         while True:
             await asyncio.sleep(every_s)
-            try:
-                loaded = await self._open_repository().refresh()
-            except FileInvalid as error:
-                log.error("%s", error)  # an unmounted volume comes back; what is loaded goes on serving
-                continue
-            except Exception:
-                log.exception("looking for new models failed")
-                continue
-            for ref in loaded:
-                log.info("loaded %s", ref)
+            await self._look()
 
-    async def _stop_polling(self) -> None:
-        if self._polling is not None:
-            self._polling.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._polling
-            self._polling = None
+    async def _watch(self) -> None:
+        """Look as soon as the system tells of a change in the folder, until cancelled."""
+        try:
+            from watchfiles import awatch  # here: it is of no use to most
+        except ImportError:
+            log.warning("watch_models needs the package watchfiles; new models are looked for by time alone")
+            return
+        while True:
+            with suppress(OSError, RuntimeError):  # the folder is not there: it is looked for by time
+                async for _ in awatch(self.options.models, step=WATCH_STEP_MS, rust_timeout=WATCH_WAKE_MS):
+                    await self._look()
+            await asyncio.sleep(WATCH_AGAIN_S)
+
+    async def _look(self) -> None:
+        try:
+            loaded = await self._open_repository().refresh()
+        except FileInvalid as error:
+            log.error("%s", error)  # an unmounted volume comes back; what is loaded goes on serving
+            return
+        except Exception:
+            log.exception("looking for new models failed")
+            return
+        for ref in loaded:
+            log.info("loaded %s", ref)
+
+    async def _stop_looking(self) -> None:
+        for task in self._looking:
+            task.cancel()
+        await asyncio.gather(*self._looking, return_exceptions=True)
+        self._looking.clear()
 
 
 class _Drawing:

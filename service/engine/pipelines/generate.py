@@ -18,8 +18,8 @@ from service.engine.latents import (
     latents_from_seeds,
     truncate,
 )
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines import styles
-from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.errors import GanymedeError, GraphMismatch, InvalidRequest, TooLarge
 from service.manifest import GenerateSpec, Manifest, Task

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from service.engine.batcher import Batcher
 from service.engine.entries import LAST, Answer
+from service.engine.loaded import LoadedModel
 from service.engine.reach import geometry
-from service.engine.repository import LoadedModel
 from service.engine.tiling import Axis, Geometry, Span, spans
 from service.errors import DeadlineExceeded, GraphMismatch, ImageTooLarge, Overloaded
 from service.manifest import GraphSpec, Manifest, TensorSpec
@@ -79,7 +79,7 @@ class Source:
         return cut
 
 
-@dataclass
+@dataclass(eq=False)
 class Painting:
     """A picture in the making. `bands` may be read once; `tally` grows while it is.
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from service.engine.batcher import Batcher
 from service.engine.entries import Answer, Done, Entry
 from service.engine.latents import noise_from_seeds
-from service.engine.repository import LoadedModel
+from service.engine.loaded import LoadedModel
 from service.engine.session import Array
 from service.errors import GanymedeError, GraphMismatch
 from service.manifest import GraphSpec, Manifest, TensorSpec
