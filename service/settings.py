@@ -84,7 +84,7 @@ class Settings(BaseModel):
     memory_budget_bytes: int | None = Field(
         None,
         ge=1,
-        description="Most bytes of all models' weights in memory; beyond it who was asked for longest ago gives way until "
+        description="Most bytes of all models' weights in memory; beyond it the one used longest ago gives way until "
         "it is asked for again. Half of the memory there is: working memory comes on top. Unset: all stay.",
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from service.engine.lanes import step_back
 from service.engine.options import EngineOptions
@@ -56,6 +57,15 @@ class Prepared:
     arrays: dict[str, Array] = field(default_factory=dict)
 
 
+T = TypeVar("T")
+
+
+class Apart(Protocol):
+    """Runs work, on this thread or another, and returns or raises what it does."""
+
+    def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
 class Progress(Watch):
     """How far a load is. It moves while `calls` grows."""
 
@@ -75,13 +85,16 @@ class Progress(Watch):
         self.calls += 1
 
 
-async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifest], None]) -> Prepared:
+async def prepare(
+    folder: Path, options: EngineOptions, check: Callable[[Manifest], None], *, gently: bool = False
+) -> Prepared:
     """Verify, load, hold against the golden rows and plan one version, in a thread of its own.
 
     Args:
         folder: `<name>/<version>`.
         options: a step that takes longer than `load_timeout_s` ends it.
         check: raises PackageError where a manifest asks for what no pipeline serves.
+        gently: other models serve meanwhile: what need not be measured lets their lanes go first.
 
     Raises:
         GanymedeError: what is wrong.
@@ -102,7 +115,7 @@ async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifes
         step_back()  # so do the threads of the sessions that are made here
         result, failure = None, None
         try:
-            result = prepare_here(folder, options, check, progress)
+            result = prepare_here(folder, options, check, progress, nicely if gently else at_once)
         except BaseException as error:  # whoever waits must hear of it
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -129,27 +142,66 @@ async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifes
             done.exception()  # looked at, or asyncio would report it as forgotten
 
 
+def at_once(work: Callable[[], T], /) -> T:
+    """On this thread."""
+    return work()
+
+
+def nicely(work: Callable[[], T], /) -> T:
+    """On a thread that lets the lanes go first, for which this one waits.
+
+    Not the whole load: threads that a session starts keep their niceness for good, and what is measured would be wrong.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        step_back()
+        try:
+            results.append(work())
+        except BaseException as error:  # raised where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="checking", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
 def prepare_here(
-    folder: Path, options: EngineOptions, check: Callable[[Manifest], None], progress: Progress
+    folder: Path,
+    options: EngineOptions,
+    check: Callable[[Manifest], None],
+    progress: Progress,
+    apart: "Apart" = at_once,
 ) -> Prepared:
     """As `prepare`, on this thread.
+
+    Args:
+        apart: runs what need not be on this thread.
 
     Raises:
         GanymedeError: what is wrong.
     """
     progress.now("reading the files")
-    manifest = verify_package(folder)
-    check(manifest)
-    golden = read_golden(folder, manifest)
+
+    def read() -> tuple[Manifest, dict[str, Arrays]]:
+        manifest = verify_package(folder)
+        check(manifest)
+        return manifest, read_golden(folder, manifest)
+
+    manifest, golden = apart(read)
     graphs = {}
     for name, spec in manifest.graphs.items():
-        graphs[name] = _prepare_graph(folder, manifest.ref, spec, golden[name], options, progress)
+        graphs[name] = _prepare_graph(folder, manifest.ref, spec, golden[name], options, progress, apart)
     arrays = {} if manifest.arrays is None else read_npz(folder / manifest.arrays.file, model=manifest.ref)
     return Prepared(manifest, graphs, arrays)
 
 
 def _prepare_graph(
-    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress
+    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress, apart: "Apart"
 ) -> PreparedGraph:
     def make(
         threads: int, device_id: int | None = None, watch: Progress | None = None, on_cpu: bool = False
@@ -173,7 +225,7 @@ def _prepare_graph(
         return session
 
     first = make_first(options.threads_per_lane or 1)
-    check_golden(first, golden, model=ref, fp16=options.fp16 and first.provider == "tensorrt")
+    apart(partial(check_golden, first, golden, model=ref, fp16=options.fp16 and first.provider == "tensorrt"))
     plan, sessions = choose_plan(spec.sha256, first, golden, options, make_first)
     on_devices, left_out = _on_further_devices(first, plan, golden, options, partial(make, watch=progress))
     on_devices = {first.device_id: sessions, **on_devices}

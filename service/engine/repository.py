@@ -278,7 +278,7 @@ class Repository:
         self._seen[one.ref] = one.fingerprint
         try:
             await self._make_room(one, one.graph_bytes)
-            prepared = await prepare(one.folder, self._options, self._check)
+            prepared = await prepare(one.folder, self._options, self._check, gently=bool(self._loaded))
             weight_bytes = _weight_bytes(one, prepared)
             await self._make_room(one, weight_bytes)
         except Exception as error:
