@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 PREFIX = "GANYMEDE_"
 
@@ -30,6 +30,52 @@ class Settings(BaseModel):
     admin: bool = Field(
         False,
         description="Whether `POST /models/{name}/load` and `/unload` answer. On only where the port is not public.",
+    )
+    keys: SecretStr | None = Field(
+        None,
+        description="API keys as hashes: lines that `python -m service key` makes, parted by `;`. With any, every call "
+        "but health, metrics and static pages needs one.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="File of such lines. Read again within 2 seconds of a change: keys come and go without a restart.",
+    )
+    rate_per_s: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Requests a second for each key, or address where there are no keys; beyond it 429. A key's line "
+        "may say otherwise. Unset: no limit.",
+    )
+    rate_burst: float | None = Field(
+        None,
+        ge=1,
+        le=1e6,
+        description="Requests that may come at once before `rate_per_s` counts. Unset: one second's.",
+    )
+    fair: bool = Field(
+        False,
+        description="Whether clients (keys, or addresses) take turns in the queue: who asks for more than others waits "
+        "for itself.",
+    )
+    forwarded: bool = Field(
+        False,
+        description="Whether a client's address is the last of `X-Forwarded-For`. On only behind a balancer that "
+        "writes it.",
+    )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names that this server answers to, comma-separated, `*.example.org` for all below one; others get "
+        "421. Unset: all.",
+    )
+    origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose scripts may use the API (CORS), comma-separated: `https://app.example.org`, or `*`. "
+        "Unset: none.",
+    )
+    security_headers: bool = Field(
+        False,
+        description="Whether every answer forbids browsers to guess its type, to frame it and to send referrers.",
     )
     playground: bool = Field(True, description="Whether the web page at `/` is served. Turn off for a pure API.")
 
@@ -254,7 +300,7 @@ class Settings(BaseModel):
         }
         return {**found, **given}
 
-    @field_validator("providers", "devices", mode="before")
+    @field_validator("providers", "devices", "hosts", "origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -279,6 +325,9 @@ class Settings(BaseModel):
         "lanes",
         "threads_per_lane",
         "poll_models_s",
+        "keys_file",
+        "rate_per_s",
+        "rate_burst",
         "cache",
         "device_memory_bytes",
         "memory_budget_bytes",

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
 from service.api import edits, pages, problems, routes, schemas
 from service.api.direct import Direct
 from service.api.fast import Front
+from service.api.guard import Guard
 from service.api.ledger import Ledger
+from service.api.middleware.access import Access
 from service.api.middleware.context import RequestContext
 from service.api.middleware.limits import BodyLimit
 from service.api.parts import Parts
@@ -25,6 +28,27 @@ if TYPE_CHECKING:
     from service.engine.engine import Engine
 
 DESCRIPTION = "Images from generative adversarial networks, over HTTP. The same request is the same picture."
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+)
+"""Of every answer, where they are asked for. Pages have a content security policy of their own always."""
+CROSS_ORIGIN: dict[str, Any] = {
+    "allow_methods": ["GET", "HEAD", "POST"],
+    "allow_headers": [
+        "Authorization", "Content-Type", "If-None-Match", "Traceparent", "X-API-Key", "X-Priority", "X-Request-Id",
+        "X-Request-Timeout-Ms",
+    ],
+    "expose_headers": [
+        "ETag", "Retry-After", "Retry-After-Ms", "Server-Timing", "Traceparent", "X-Label", "X-Model", "X-Request-Id",
+        "X-Resized", "X-Seed", "X-Seeds",
+    ],
+    "max_age": 600,
+}  # fmt: skip
+"""What scripts of other origins may send and read. Keys go in headers; the browser's own credentials are of no use."""
+
 _log = logging.getLogger("ganymede")
 
 
@@ -54,9 +78,15 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     app.add_middleware(Direct, parts=parts)
     uploads = {route.path: settings.max_upload_bytes for route in edits.router.routes if isinstance(route, APIRoute)}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=uploads)
-    ledger = Ledger(metrics, settings.access_log, lambda: parts.draining)
+    guard = Guard.of(settings)
+    if guard is not None:
+        app.add_middleware(Access, guard=guard)
+    if settings.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CROSS_ORIGIN)
+    told = SECURITY_HEADERS if settings.security_headers else ()
+    ledger = Ledger(metrics, settings.access_log, lambda: parts.draining, told)
     app.add_middleware(RequestContext, ledger=ledger)
-    app.state.front = Front(parts, ledger)
+    app.state.front = Front(parts, ledger, guard)
     problems.install(app, _methods)
     app.include_router(routes.router)
     app.include_router(edits.router)

@@ -142,7 +142,9 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
         asked = await _read(request, parts, task, known, held)
         form = choose("image", asked.fmt, 1, headers_in.joined(b"accept"))
         left_s = max(0.001, timeout_s - (perf_counter() - record.started))
-        started = _begin(parts, task, asked, requests.number_of(headers_in, "X-Priority", 1, 9) or 5, left_s)
+        schedule: dict[str, Any] = {"priority": requests.number_of(headers_in, "X-Priority", 1, 9) or 5}
+        schedule |= {"timeout_s": left_s} | ({} if record.share is None else {"share": record.share})
+        started = _begin(parts, task, asked, schedule)
         painting = await requests.while_connected(request, started)
         record.model = painting.model
         headers = {"x-model": painting.model, "vary": "Accept"}
@@ -165,16 +167,12 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     return Response(body, 200, headers, form.media_type)
 
 
-async def _begin(parts: Parts, task: Task, asked: _Asked, priority: int, timeout_s: float) -> "Painting":
+async def _begin(parts: Parts, task: Task, asked: _Asked, schedule: dict[str, Any]) -> "Painting":
     """Hand the picture to the engine."""
     name, picture = asked.name, asked.picture
     if task is Task.UPSCALE:
-        return await parts.engine.upscale(
-            name, picture.rgb, alpha=picture.alpha, scale=asked.scale, priority=priority, timeout_s=timeout_s
-        )
-    return await parts.engine.translate(
-        name, picture.rgb, alpha=picture.alpha, mask=asked.mask, priority=priority, timeout_s=timeout_s
-    )
+        return await parts.engine.upscale(name, picture.rgb, alpha=picture.alpha, scale=asked.scale, **schedule)
+    return await parts.engine.translate(name, picture.rgb, alpha=picture.alpha, mask=asked.mask, **schedule)
 
 
 async def _read(request: Request, parts: Parts, task: Task, known: tuple[str, ...], held: ExitStack) -> _Asked:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api import problems
+from service.api.guard import Guard
 from service.api.hot import HOT, Asked, Begin, Drawing, answered, rendering, took
 from service.api.ledger import Ledger
 from service.api.parts import Parts
@@ -36,14 +37,18 @@ _log = logging.getLogger("ganymede")
 class Front:
     """What connections need to serve hot requests by themselves."""
 
-    def __init__(self, parts: Parts, ledger: Ledger) -> None:
+    def __init__(self, parts: Parts, ledger: Ledger, guard: Guard | None = None) -> None:
         self.parts = parts
         self.ledger = ledger
+        self.guard = guard
+        self._origins = bool(parts.settings.origins)
         self._most_bytes = min(MOST_BYTES, parts.settings.max_body_bytes)
 
     def begin_of(self, method: bytes, url: bytes, headers: Headers) -> Begin | None:
         """What serves a request with this head; None where it is no plain request of a hot endpoint."""
         if self.parts.draining or headers.first(b"transfer-encoding") is not None:
+            return None
+        if self._origins and headers.first(b"origin") is not None:
             return None
         length = headers.first(b"content-length")
         if method == b"POST":
@@ -109,6 +114,13 @@ class Exchange:
         path, mark, query = self._url.partition(b"?")
         method = "GET" if mark else "POST"  # as `Front.begin_of` lets them in
         self._record = self._front.ledger.open(method, path.decode("ascii"), self._headers, self._client, self.started)
+        guard = self._front.guard
+        if guard is not None:
+            try:
+                guard.look(self._record, self._headers, self._client)
+            except Exception as error:
+                self._fail(error)
+                return
         self._begin_drawing(Asked(self._record, self._headers, query, self.body))
 
     def _begin_drawing(self, asked: Asked) -> None:

@@ -139,8 +139,8 @@ def _settled(parts: Parts, record: Record, recipe: Recipe, accept: str | None, s
 
 
 def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s: float) -> dict[str, Any]:
-    request = recipe.request
-    return {
+    request, share = recipe.request, asked.record.share
+    arguments: dict[str, Any] = {
         "model": request.model,
         "seeds": seeds,
         "count": request.count,
@@ -151,3 +151,6 @@ def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s:
         "timeout_s": timeout_s,
         "lone": asked.record.lone,
     }
+    if share is not None:
+        arguments["share"] = share
+    return arguments

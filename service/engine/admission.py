@@ -5,9 +5,11 @@ An idle lane refuses nobody: its run costs nobody else anything, and keeps the p
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from service.engine.fairness import Share, slowness
 from service.engine.pricing import PRIORITIES, Arrivals, Margin, Promises, RunCosts, begun_s
 from service.errors import Overloaded
 
@@ -21,6 +23,8 @@ HEADROOM_RUN, HEADROOM_S = 0.25, 0.03
 ABREAST = 1.2
 """Whoever is refused is told to come after those who were told before, even where runs have become faster since: else
 all would come at once who are refused while that happens. But no later than by this factor."""
+MOST_GATES = 1000
+"""Clients whose promises and margins are remembered, the last asked for longest."""
 EARLY_S = 0.005
 """Whoever comes back so much before the time is on time: clocks and timers are no better."""
 
@@ -45,6 +49,7 @@ class Line:
         ahead: those of them that go first.
         ends_s: seconds until each lane is free, ascending.
         batch: rows that a run takes while more wait.
+        slow: how many times longer a client's own rows wait for others' in between; see `fairness.slowness`.
     """
 
     now_s: float
@@ -52,6 +57,7 @@ class Line:
     ahead: int
     ends_s: list[float]
     batch: int
+    slow: float = 1.0
 
 
 class Gate:
@@ -78,7 +84,7 @@ class Gate:
     def done_s(self, line: Line, ahead: int, rows: int) -> float:
         """Seconds until so many rows behind `ahead` others are finished, together with who comes meanwhile."""
         last = ahead + rows
-        begun = begun_s(last, line.ends_s, self.costs.run_s(line.batch), line.batch)
+        begun = begun_s(last, line.ends_s, self.costs.run_s(line.batch) * line.slow, line.batch)
         joining = line.batch if self.promises else round(self.arrivals.rate(line.now_s) * begun)
         return begun + self.costs.run_s(min(line.batch, (last - 1) % line.batch + 1 + joining))
 
@@ -144,7 +150,7 @@ class Gate:
             kept: rows promised.
             before: those of them that go before this request.
         """
-        run_s = self.costs.run_s(line.batch)
+        run_s = self.costs.run_s(line.batch) * line.slow
         leave = line.waiting + kept + asked.rows - self.max_rows
         room_s = begun_s(leave, line.ends_s, run_s, line.batch) if leave > 0 else 0.0
         ahead = line.ahead + before
@@ -159,7 +165,7 @@ class Gate:
 
     def _pace_s(self, asked: Asked, line: Line) -> float:
         """Seconds in which all lanes together serve such a request."""
-        return asked.rows * self.costs.run_s(line.batch) / line.batch / len(line.ends_s)
+        return asked.rows * self.costs.run_s(line.batch) * line.slow / line.batch / len(line.ends_s)
 
     def _refused(self, asked: Asked, line: Line, limit_s: float, full: bool) -> Overloaded:
         kept, before = self.promises.rows(PRIORITIES), self.promises.rows(asked.priority)
@@ -177,3 +183,53 @@ class Gate:
         why = "the queue is full" if full else "the deadline cannot be met"
         reason = "queue_full" if full else "deadline"
         return Overloaded(f"{self.name}: {why}; come again in {retry_s:.3f} s", retry_after_s=retry_s, reason=reason)
+
+
+class Gates:
+    """Where clients take turns: a gate for each, and who waits.
+
+    A client sees its own rows alone, on a machine that is slower by its share: how many others queue beyond theirs
+    does not concern it, and places that they were promised are not kept from it. Together they may queue more rows than
+    one gate lets in, by as much as half, a third, ... of that for each further client.
+
+    Args:
+        usual: the gate of those who do not take turns; the others are like it.
+    """
+
+    def __init__(self, usual: Gate) -> None:
+        self._usual = usual
+        self._gates: OrderedDict[Hashable, Gate] = OrderedDict()
+        self._waiting: dict[Share, list[int]] = {}
+
+    def of(self, share: Share) -> Gate:
+        """A client's gate."""
+        gate = self._gates.get(share.client)
+        if gate is None:
+            usual = self._usual
+            gate = self._gates[share.client] = Gate(usual.name, usual.costs, usual.max_rows, usual.max_s)
+            if len(self._gates) > MOST_GATES:
+                self._gates.popitem(last=False)
+        self._gates.move_to_end(share.client)
+        gate.max_rows = max(1, round(self._usual.max_rows / self._slowness(share)))
+        return gate
+
+    def queued(self, share: Share, priority: int, rows: int) -> None:
+        """So many rows of a client wait from now on, or no longer, where the number is negative."""
+        waiting = self._waiting.get(share)
+        if waiting is None:
+            waiting = self._waiting[share] = [0] * PRIORITIES
+        waiting[priority] += rows
+        if not any(waiting):
+            del self._waiting[share]
+
+    def seen_by(self, share: Share, priority: int) -> tuple[int, int, float]:
+        """A client's rows that wait, those that go before a newcomer of this priority, and how slow it is for it."""
+        own = self._waiting.get(share, [])
+        return sum(own), sum(own[: priority + 1]), self._slowness(share)
+
+    def promised_rows(self) -> int:
+        """Of all gates."""
+        return sum(gate.promises.rows() for gate in (self._usual, *self._gates.values()))
+
+    def _slowness(self, share: Share) -> float:
+        return slowness(share, {other: sum(rows) for other, rows in self._waiting.items()})

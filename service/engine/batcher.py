@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.admission import Asked, Gate, Line
+from service.engine.admission import Asked, Gate, Gates, Line
 from service.engine.entries import (
     USUAL,
     Answer,
@@ -30,6 +30,7 @@ from service.engine.entries import (
     signature_of,
     take,
 )
+from service.engine.fairness import Share, Turns
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
 from service.engine.pricing import PRIORITIES, RunCosts, left_s
 from service.engine.session import Arrays, Session, Watch
@@ -107,6 +108,8 @@ class Batcher:
         self._measured = run_s is not None
         self._expected_s = self._costs.run_s if self._measured else None
         self._gate = Gate(name, self._costs, max_queue_rows, math.inf if max_queue_s is None else max_queue_s)
+        self._gates = Gates(self._gate)
+        self._turns = [Turns() for _ in range(PRIORITIES)]
         self._waiting = [0] * PRIORITIES
         self._fill = float(policy.max_batch)
         self._loop = asyncio.get_running_loop()
@@ -132,7 +135,13 @@ class Batcher:
         self._rejected: Counter[str] = Counter()
 
     async def submit(
-        self, inputs: Arrays, *, priority: int = USUAL, deadline_s: float | None = None, lone: bool = False
+        self,
+        inputs: Arrays,
+        *,
+        priority: int = USUAL,
+        deadline_s: float | None = None,
+        lone: bool = False,
+        share: Share | None = None,
     ) -> Answer:
         """Queue a request's rows and wait for their answer. Cancelling the wait withdraws the rows.
 
@@ -141,6 +150,7 @@ class Batcher:
             priority: 1 (first) to 9.
             deadline_s: in the event loop's time; None waits for as long as it takes.
             lone: the caller knows of no other request that is being answered; see `lone_s`.
+            share: who asks, where clients take turns.
 
         Raises:
             Overloaded: the queue is full, or the deadline cannot be met; nothing was queued.
@@ -158,7 +168,7 @@ class Batcher:
             else:
                 future.set_exception(outcome)
 
-        entry = self.enqueue(inputs, done, priority=priority, deadline_s=deadline_s, lone=lone)
+        entry = self.enqueue(inputs, done, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
         try:
             return await future
         except asyncio.CancelledError:
@@ -166,7 +176,14 @@ class Batcher:
             raise
 
     def enqueue(
-        self, inputs: Arrays, done: Done, *, priority: int = USUAL, deadline_s: float | None = None, lone: bool = False
+        self,
+        inputs: Arrays,
+        done: Done,
+        *,
+        priority: int = USUAL,
+        deadline_s: float | None = None,
+        lone: bool = False,
+        share: Share | None = None,
     ) -> Entry:
         """As `submit`, for whoever waits otherwise than by a coroutine: a task costs more than a small run.
 
@@ -180,10 +197,11 @@ class Batcher:
             Overloaded, NotReady, DeadlineExceeded: nothing was queued, and `done` is not called.
         """
         rows = len(next(iter(inputs.values())))
-        priced_s = self._admit(inputs, rows, priority, deadline_s)
+        gate = self._gate if share is None else self._gates.of(share)
+        priced_s = self._admit(inputs, rows, priority, deadline_s, gate, share)
         self._arrivals += 1
         now_s = self._clock()
-        self._gate.arrivals.count(rows, now_s)
+        gate.arrivals.count(rows, now_s)
         entry = Entry(inputs, rows, signature_of(inputs), now_s, self._arrivals, priority, deadline_s, priced_s)
         entry.done = done
         if lone and self._is_short(rows):
@@ -193,12 +211,14 @@ class Batcher:
         if deadline_s is not None:
             entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
         self._live.add(entry)
-        if self._queue and self._queue[-1].priority > priority:
+        if share is not None:
+            entry.share, entry.tag = share, self._turns[priority].tag(share, rows)
+            bisect.insort(self._queue, entry, key=_rank)
+        elif self._queue and self._queue[-1].priority > priority:
             bisect.insort(self._queue, entry, key=_rank)
         else:
             self._queue.append(entry)
-        self._queue_rows += rows
-        self._waiting[priority] += rows
+        self._queued(entry, rows)
         self._schedule()
         return entry
 
@@ -230,7 +250,7 @@ class Batcher:
             rejected_total=dict(self._rejected),
             hung_total=self._hung,
             lanes_replaced_total=self._replaced,
-            promised_rows=self._gate.promises.rows(),
+            promised_rows=self._gates.promised_rows(),
         )
 
     async def drain(self, timeout_s: float) -> bool:
@@ -256,7 +276,18 @@ class Batcher:
         stopped = await asyncio.gather(*(asyncio.to_thread(lane.close, timeout_s) for lane in self._lanes))
         return all(stopped)
 
-    def _admit(self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None) -> float:
+    def _queued(self, entry: Entry, rows: int) -> None:
+        """So many of its rows wait from now on, or no longer, where the number is negative."""
+        self._queue_rows += rows
+        self._waiting[entry.priority] += rows
+        if entry.share is not None:
+            self._gates.queued(entry.share, entry.priority, rows)
+            if not self._waiting[entry.priority]:
+                self._turns[entry.priority].clear()
+
+    def _admit(
+        self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None, gate: Gate, share: Share | None
+    ) -> float:
         """Refuse at once what could only be refused later; else the predicted seconds, 0 where a lane is idle."""
         if not self._accepting:
             raise NotReady(f"{self.name}: shutting down", reason="draining")
@@ -273,13 +304,13 @@ class Batcher:
                     f"{self.name}: takes {least_s:.3f} s alone, the deadline is in {remaining_s:.3f} s"
                 )
         if self._free:
-            if self._queue_rows + rows > self._gate.max_rows:
+            if self._queue_rows + rows > gate.max_rows:
                 self._dispatch()
             if self._free and not self._queue:
                 return 0.0
         asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
         try:
-            return self._gate.admit(asked, self._line(priority))
+            return gate.admit(asked, self._line(priority, share))
         except Overloaded as error:
             self._rejected[error.reason] += 1
             raise
@@ -290,13 +321,17 @@ class Batcher:
             return False
         return rows <= self._policy_of(self._free[-1]).max_batch
 
-    def _line(self, priority: int) -> Line:
-        """The queue as a newcomer of this priority sees it."""
+    def _line(self, priority: int, share: Share | None) -> Line:
+        """The queue as a newcomer of this priority sees it; where clients take turns, its own, on a slower machine."""
         now_s, costs = self._clock(), self._costs
         ends_s = [left_s(costs.run_s(run.rows), now_s - run.started_s) for run in self._running.values()]
         ends_s += [0.0] * len(self._free)
         ends_s.sort()
-        return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, max(1, round(self._fill)))
+        batch = max(1, round(self._fill))
+        if share is not None:
+            waiting, ahead, slow = self._gates.seen_by(share, priority)
+            return Line(now_s, waiting, ahead, ends_s, batch, slow)
+        return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, batch)
 
     def _dispatch(self) -> None:
         """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""
@@ -310,9 +345,7 @@ class Batcher:
                 part.entry.taken = part.stop
                 if part.entry.taken == part.entry.rows:
                     self._queue.remove(part.entry)
-                rows = part.stop - part.start
-                self._queue_rows -= rows
-                self._waiting[part.entry.priority] -= rows
+                self._took(part)
             if decision.slices:
                 if self._queue and len(self._free) == 1:
                     self._fill += FILL_WEIGHT * (decision.rows - self._fill)
@@ -322,6 +355,17 @@ class Batcher:
             if here:
                 self._schedule()  # the loop has other things to do between two runs
                 return
+
+    def _took(self, part: Slice) -> None:
+        """A run takes these rows; what is left of their entry has its turn later."""
+        entry, rows = part.entry, part.stop - part.start
+        if entry.share is not None:
+            self._turns[entry.priority].served(entry.tag)
+            if entry.taken < entry.rows:
+                self._queue.remove(entry)
+                entry.tag += rows / entry.share.weight
+                bisect.insort(self._queue, entry, key=_rank)
+        self._queued(entry, -rows)
 
     def _schedule(self) -> None:
         """Dispatch at the end of this turn of the loop: requests that arrived together ride together."""
@@ -452,11 +496,11 @@ class Batcher:
         if entry.priced_s and how in ("answered", "expired"):
             run_s = self._costs.run_s(max(1, round(self._fill)))
             took_s = self._clock() - entry.arrived_s + (run_s if how == "expired" else 0.0)  # at least
-            self._gate.margin.observe(entry.priced_s, took_s, run_s)
+            gate = self._gate if entry.share is None else self._gates.of(entry.share)
+            gate.margin.observe(entry.priced_s, took_s, run_s)
         if entry.taken < entry.rows:
             self._queue.remove(entry)
-            self._queue_rows -= entry.rows - entry.taken
-            self._waiting[entry.priority] -= entry.rows - entry.taken
+            self._queued(entry, entry.taken - entry.rows)
         if self._idle is not None and not self._live and not self._idle.done():
             self._idle.set_result(None)
         done, entry.done = entry.done, None
@@ -469,5 +513,5 @@ def _wanted(index: int) -> bool:
     return True
 
 
-def _rank(entry: Entry) -> tuple[int, int]:
+def _rank(entry: Entry) -> tuple[int, float, int]:
     return entry.rank

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import FIRST, LAST, USUAL, Answer
+from service.engine.fairness import Share
 from service.engine.flights import Flights
 from service.engine.loaded import LoadedModel
 from service.engine.memory import MemoryStats, memory_stats
@@ -189,6 +190,7 @@ class Engine:
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
+        share: Share | None = None,
     ) -> Generated:
         """Draw one image per seed, per drawn seed, or per latent.
 
@@ -202,6 +204,7 @@ class Engine:
             priority: 1 (first) to 9.
             timeout_s: seconds from now after which nobody wants the answer; None waits for as long as it takes.
             lone: the caller knows of no other request that is being answered: a short run then needs no other thread.
+            share: who asks, where clients take turns; equal requests of different clients then run for each.
 
         Raises:
             UnknownModel, TaskNotServed, TooLarge, InvalidRequest: the request is wrong; `field` says where.
@@ -230,6 +233,7 @@ class Engine:
             priority=priority,
             timeout_s=timeout_s,
             lone=lone,
+            share=share,
         )
         try:
             return await future
@@ -250,6 +254,7 @@ class Engine:
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
+        share: Share | None = None,
     ) -> Callable[[], None]:
         """As `generate`, for whoever waits otherwise than by a coroutine: a task costs more than a small picture.
 
@@ -270,10 +275,11 @@ class Engine:
         began_s = asyncio.get_running_loop().time()
         loaded.used_s = began_s
         deadline_s = None if timeout_s is None else began_s + timeout_s
-        drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone)
+        drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone, share)
         if rows.key is None:
             return drawing.begin(drawing.end)
-        return self._flights.run((loaded, rows.key), priority, drawing.begin, drawing.end, deadline_s)
+        key = (loaded, rows.key) if share is None else (loaded, rows.key, share)
+        return self._flights.run(key, priority, drawing.begin, drawing.end, deadline_s)
 
     async def translate(
         self,
@@ -284,6 +290,7 @@ class Engine:
         mask: npt.NDArray[np.uint8] | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        share: Share | None = None,
     ) -> Painting:
         """Make one picture of another. It is run while the answer's bands are read: `await painting.whole()`.
 
@@ -291,12 +298,12 @@ class Engine:
             model: `name` or `name@version`.
             rgb: [H, W, 3], sRGB; `alpha` [H, W].
             mask: [H, W], 128 and above where a repair model shall fill in; None takes the transparent places.
-            priority, timeout_s: as for `generate`.
+            priority, timeout_s, share: as for `generate`.
 
         Raises:
             As `generate`; ImageTooLarge where the model needs the whole picture at once. So do the bands.
         """
-        schedule = _schedule(priority, await self._awake(model, timeout_s))
+        schedule = _schedule(priority, await self._awake(model, timeout_s), share)
         loaded = self._serving(model, Task.TRANSLATE)
         picture = translating.Picture(rgb, alpha, mask)
         return await self._painted(loaded, translating.translate(loaded, picture, self._bounds, schedule))
@@ -310,9 +317,10 @@ class Engine:
         scale: int | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        share: Share | None = None,
     ) -> Painting:
         """Enlarge a picture; see `translate`. A scale that is given must be the model's."""
-        schedule = _schedule(priority, await self._awake(model, timeout_s))
+        schedule = _schedule(priority, await self._awake(model, timeout_s), share)
         loaded = self._serving(model, Task.UPSCALE)
         return await self._painted(loaded, upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule))
 
@@ -485,7 +493,7 @@ class Engine:
 class _Drawing:
     """One request on its way: how it begins, and who is told of its end."""
 
-    __slots__ = ("_began_s", "_deadline_s", "_done", "_lone", "_model", "_priority", "_rows")
+    __slots__ = ("_began_s", "_deadline_s", "_done", "_lone", "_model", "_priority", "_rows", "_share")
 
     def __init__(
         self,
@@ -496,13 +504,15 @@ class _Drawing:
         began_s: float,
         deadline_s: float | None,
         lone: bool,
+        share: Share | None,
     ) -> None:
+        self._share = share
         self._model, self._rows, self._done = model, rows, done
         self._priority, self._began_s, self._deadline_s, self._lone = priority, began_s, deadline_s, lone
 
     def begin(self, told: Callable[[generating.Drawn | Exception], None]) -> Callable[[], None]:
         """See `flights.Start`."""
-        return generating.draw(self._model, self._rows, told, self._priority, self._deadline_s, self._lone)
+        return generating.draw(self._model, self._rows, told, self._priority, self._deadline_s, self._lone, self._share)
 
     def end(self, outcome: generating.Drawn | Exception, coalesced: bool = False) -> None:
         """Tell the images, or what went wrong."""
@@ -525,9 +535,9 @@ def _check(manifest: Manifest) -> None:
     upscaling.check(manifest)
 
 
-def _schedule(priority: int, timeout_s: float | None) -> Schedule:
+def _schedule(priority: int, timeout_s: float | None, share: Share | None) -> Schedule:
     _check_schedule(priority, timeout_s)
-    return Schedule(priority, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s)
+    return Schedule(priority, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s, share)
 
 
 def _check_schedule(priority: int, timeout_s: float | None) -> None:

@@ -187,7 +187,7 @@ def prepare_here(
     """
     progress.now("reading the files")
 
-    def read() -> tuple[Manifest, dict[str, Arrays]]:
+    def read() -> tuple[Manifest, dict[str, dict[str, Array]]]:
         manifest = verify_package(folder)
         check(manifest)
         return manifest, read_golden(folder, manifest)

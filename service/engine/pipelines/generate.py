@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import USUAL, Answer
+from service.engine.fairness import Share
 from service.engine.latents import (
     check_latents,
     check_seed,
@@ -97,13 +98,14 @@ def draw(
     priority: int = USUAL,
     deadline_s: float | None = None,
     lone: bool = False,
+    share: Share | None = None,
 ) -> Callable[[], None]:
     """Begin to draw the images of one request.
 
     Args:
         done: told the images or what went wrong, once; see `Batcher.enqueue`.
         deadline_s: in the event loop's time.
-        lone: see `Batcher.submit`.
+        lone, share: see `Batcher.submit`.
 
     Returns:
         What to call when nobody waits any more.
@@ -115,11 +117,11 @@ def draw(
     if wiring.styled is not None:
         return styles.draw(
             model, wiring.styled, rows.inputs, rows.seeds, rows.truncation, partial(_styled, done), priority=priority,
-            deadline_s=deadline_s, lone=lone,
+            deadline_s=deadline_s, lone=lone, share=share,
         )  # fmt: skip
     batcher = model.graphs[wiring.graph].batcher
     told = partial(_answered, wiring.image, done)
-    entry = batcher.enqueue(rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone)
+    entry = batcher.enqueue(rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
     return partial(batcher.withdraw, entry)
 
 
