@@ -50,7 +50,9 @@ async def served(engine, monkeypatch, *, fast: bool = True, **settings):
     async with client_of(engine, **settings) as client:
         if not fast:
             client.app.state.front = None
-        config = uvicorn.Config(client.app, http=BoundedConnection, lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            client.app, http=BoundedConnection, lifespan="off", log_config=None, proxy_headers=False
+        )
         config.load()
         state = ServerState()
         server = await asyncio.get_running_loop().create_server(

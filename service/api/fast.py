@@ -117,7 +117,7 @@ class Exchange:
         guard = self._front.guard
         if guard is not None:
             try:
-                guard.look(self._record, self._headers, self._client)
+                guard.look(self._record, "/generate", self._headers, self._client)
             except Exception as error:
                 self._fail(error)
                 return

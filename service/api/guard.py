@@ -21,7 +21,8 @@ from service.settings import Settings
 HEALTH = frozenset({"/livez", "/readyz"})
 """Probes come by address, without a key, and as often as they like."""
 OPEN = HEALTH | {"/metrics", "/", "/docs", "/openapi.json"}
-"""No key is asked for: states, series and static pages."""
+"""No key is asked for: states, series and static pages, those below PAGES among them."""
+PAGES = "/playground/"
 REREAD_S = 2.0
 """Seconds between looks whether the file of keys has changed."""
 
@@ -64,23 +65,24 @@ class Guard:
         asked = (settings.keys, settings.keys_file, settings.rate_per_s, settings.hosts or None)
         return cls(settings) if settings.fair or any(one is not None for one in asked) else None
 
-    def look(self, record: Record, headers: Headers, peer: object) -> None:
+    def look(self, record: Record, path: str, headers: Headers, peer: object) -> None:
         """Let a request in, noting on its record who asks, or not.
 
         Args:
+            path: by which it is routed, so not percent-encoded as the record's is.
             peer: the connection's other end, (host, port).
 
         Raises:
             HostUnknown, KeyMissing, KeyUnknown, ScopeMissing, RateLimited.
         """
-        path = record.path
         if path in HEALTH:
             return
         if self._hosts:
             self._look_at_host(headers)
-        if path in OPEN or record.method == "OPTIONS":
+        if path in OPEN or path.startswith(PAGES) or record.method == "OPTIONS":
             return
-        caller = self._caller(headers, peer, record)
+        needed = "admin" if record.method == "POST" and path.startswith("/models/") else "generate"
+        caller = self._caller(headers, peer, needed)
         record.caller = caller.name
         self._look_at_rate(caller)
         if self._settings.fair:
@@ -95,7 +97,7 @@ class Guard:
                 return
         raise HostUnknown("this server does not answer under that name", field="Host")
 
-    def _caller(self, headers: Headers, peer: object, record: Record) -> Caller:
+    def _caller(self, headers: Headers, peer: object, needed: str) -> Caller:
         if self._keyring is None:
             return Caller(self._address(headers, peer), None)
         self._reread()
@@ -108,7 +110,6 @@ class Guard:
         key = self._keyring.find(secret)
         if key is None:
             raise KeyUnknown("this key is not known here", field="Authorization")
-        needed = "admin" if record.method == "POST" and record.path.startswith("/models/") else "generate"
         if needed not in key.scopes:
             raise ScopeMissing(f"the key {key.name} has not the scope {needed}", field="Authorization")
         return Caller(key.name, key)

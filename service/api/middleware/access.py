@@ -20,7 +20,8 @@ class Access:
         """Serve one connection event."""
         if scope["type"] == "http":
             try:
-                self._guard.look(scope["state"][STATE_KEY], Headers(scope["headers"]), scope.get("client"))
+                record, headers = scope["state"][STATE_KEY], Headers(scope["headers"])
+                self._guard.look(record, scope["path"], headers, scope.get("client"))
             except GanymedeError as error:
                 await response_to(scope, error)(scope, receive, send)
                 return
