@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from service.engine.fairness import Share, slowness
+from service.engine.fairness import Share, level, slowness
 from service.engine.pricing import PRIORITIES, Arrivals, Margin, Promises, RunCosts, begun_s
 from service.errors import Overloaded
 
@@ -23,6 +23,12 @@ HEADROOM_RUN, HEADROOM_S = 0.25, 0.03
 ABREAST = 1.2
 """Whoever is refused is told to come after those who were told before, even where runs have become faster since: else
 all would come at once who are refused while that happens. But no later than by this factor."""
+DEMAND_S = 1.0
+"""Seconds over which it is averaged what a client asks for: some requests of those who ask now and then."""
+LEVEL_S = 0.02
+"""How often it is reckoned anew what that leaves for each."""
+LEAST_RATE = 0.01
+"""Rows a second below which a client is forgotten."""
 MOST_GATES = 1000
 """Clients whose promises and margins are remembered, the last asked for longest."""
 EARLY_S = 0.005
@@ -186,11 +192,11 @@ class Gate:
 
 
 class Gates:
-    """Where clients take turns: a gate for each, and who waits.
+    """Where clients take turns: a gate for each, who waits, and what each asks for.
 
     A client sees its own rows alone, on a machine that is slower by its share: how many others queue beyond theirs
-    does not concern it, and places that they were promised are not kept from it. Together they may queue more rows than
-    one gate lets in, by as much as half, a third, ... of that for each further client.
+    does not concern it, and places that they were promised are not kept from it. Its part of the queue is its share
+    too.
 
     Args:
         usual: the gate of those who do not take turns; the others are like it.
@@ -200,6 +206,8 @@ class Gates:
         self._usual = usual
         self._gates: OrderedDict[Hashable, Gate] = OrderedDict()
         self._waiting: dict[Share, list[int]] = {}
+        self._asked: dict[Share, Arrivals] = {}
+        self._level, self._total, self._levelled_s = math.inf, 0.0, -math.inf
 
     def of(self, share: Share) -> Gate:
         """A client's gate."""
@@ -210,8 +218,14 @@ class Gates:
             if len(self._gates) > MOST_GATES:
                 self._gates.popitem(last=False)
         self._gates.move_to_end(share.client)
-        gate.max_rows = max(1, round(self._usual.max_rows / self._slowness(share)))
         return gate
+
+    def asked(self, share: Share, rows: int, now_s: float) -> None:
+        """A client asks for so many rows, let in or not."""
+        known = self._asked.get(share)
+        if known is None:
+            known = self._asked[share] = Arrivals(DEMAND_S)
+        known.count(rows, now_s)
 
     def queued(self, share: Share, priority: int, rows: int) -> None:
         """So many rows of a client wait from now on, or no longer, where the number is negative."""
@@ -222,14 +236,28 @@ class Gates:
         if not any(waiting):
             del self._waiting[share]
 
-    def seen_by(self, share: Share, priority: int) -> tuple[int, int, float]:
-        """A client's rows that wait, those that go before a newcomer of this priority, and how slow it is for it."""
+    def line(self, share: Share, priority: int, line: Line) -> Line:
+        """The queue as a client's newcomer of this priority sees it: see the class.
+
+        Args:
+            line: as who does not take turns sees it.
+        """
         own = self._waiting.get(share, [])
-        return sum(own), sum(own[: priority + 1]), self._slowness(share)
+        capacity = len(line.ends_s) * line.batch / self._usual.costs.run_s(line.batch)
+        slow = self._slowness(share, capacity, line.now_s)
+        self._gates[share.client].max_rows = max(1, round(self._usual.max_rows / slow))
+        return Line(line.now_s, sum(own), sum(own[: priority + 1]), line.ends_s, line.batch, slow)
 
     def promised_rows(self) -> int:
         """Of all gates."""
         return sum(gate.promises.rows() for gate in (self._usual, *self._gates.values()))
 
-    def _slowness(self, share: Share) -> float:
-        return slowness(share, {other: sum(rows) for other, rows in self._waiting.items()})
+    def _slowness(self, share: Share, capacity: float, now_s: float) -> float:
+        if now_s - self._levelled_s > LEVEL_S:
+            self._levelled_s = now_s
+            rates = {one: rate for one, asked in self._asked.items() if (rate := asked.rate(now_s)) > LEAST_RATE}
+            self._asked = {one: self._asked[one] for one in rates}
+            self._level = level([(one.weight, rate) for one, rate in rates.items()], capacity)
+            self._total = sum(rates.values())
+        own = self._asked.get(share)
+        return slowness(share, 0.0 if own is None else own.rate(now_s), self._total, self._level, capacity)

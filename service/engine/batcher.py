@@ -197,7 +197,10 @@ class Batcher:
             Overloaded, NotReady, DeadlineExceeded: nothing was queued, and `done` is not called.
         """
         rows = len(next(iter(inputs.values())))
-        gate = self._gate if share is None else self._gates.of(share)
+        gate = self._gate
+        if share is not None:
+            gate = self._gates.of(share)
+            self._gates.asked(share, rows, self._clock())
         priced_s = self._admit(inputs, rows, priority, deadline_s, gate, share)
         self._arrivals += 1
         now_s = self._clock()
@@ -327,11 +330,9 @@ class Batcher:
         ends_s = [left_s(costs.run_s(run.rows), now_s - run.started_s) for run in self._running.values()]
         ends_s += [0.0] * len(self._free)
         ends_s.sort()
-        batch = max(1, round(self._fill))
-        if share is not None:
-            waiting, ahead, slow = self._gates.seen_by(share, priority)
-            return Line(now_s, waiting, ahead, ends_s, batch, slow)
-        return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, batch)
+        ahead = sum(self._waiting[: priority + 1])
+        line = Line(now_s, self._queue_rows, ahead, ends_s, max(1, round(self._fill)))
+        return line if share is None else self._gates.line(share, priority, line)
 
     def _dispatch(self) -> None:
         """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""

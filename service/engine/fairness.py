@@ -5,7 +5,8 @@ share and no faster. The queue goes by tag. A client that asks for more than its
 future, and waits for itself; one that asks for less always begins at the present, behind what runs and no more.
 """
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 
@@ -32,14 +33,37 @@ def tag(virtual: float, finish: float, rows: int, weight: float) -> tuple[float,
     return begin, begin + rows / weight
 
 
-def slowness(own: Share, waiting: Mapping[Share, int]) -> float:
-    """How many times longer a client's queue takes than if it were alone: all weights that wait over its own.
+def level(demands: Sequence[tuple[float, float]], capacity: float) -> float:
+    """What each unit of weight gets where a capacity is shared by turns (max-min fairness). Pure.
 
     Args:
-        waiting: rows that wait, by whom.
+        demands: (weight, rows a second) of each client.
+        capacity: rows a second of all lanes.
+
+    Returns:
+        Rows a second; infinite where all get what they ask for.
     """
-    others = sum(share.weight for share, rows in waiting.items() if rows > 0 and share.client != own.client)
-    return 1.0 + others / own.weight
+    weights = sum(weight for weight, _ in demands)
+    for weight, demand in sorted(demands, key=lambda one: one[1] / one[0]):
+        if demand * weights > capacity * weight:  # this one, and all who ask for more for their weight, get less
+            return capacity / weights
+        capacity -= demand
+        weights -= weight
+    return math.inf
+
+
+def slowness(share: Share, own: float, total: float, level: float, capacity: float) -> float:
+    """How many times longer a client's rows take than if the machine were its own. Pure.
+
+    Args:
+        own: rows a second that it asks for.
+        total: that all ask for.
+        level: see `level`.
+        capacity: rows a second of all lanes.
+    """
+    left = capacity - (total - own)
+    served = max(left, level * share.weight) if level < math.inf else left
+    return max(1.0, capacity / served) if served > 0 else 1.0
 
 
 class Turns:

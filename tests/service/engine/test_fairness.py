@@ -1,6 +1,7 @@
 """Turns: who asks for more than its share waits for itself. On a virtual clock with simulated lanes."""
 
 import asyncio
+import math
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.engine.batcher import Batcher
 from service.engine.entries import BatchPolicy, Entry, signature_of, take
-from service.engine.fairness import Share, Turns, slowness, tag
+from service.engine.fairness import Share, Turns, level, slowness, tag
 from service.errors import Overloaded
 
 HEAVY, LIGHT, DOUBLE = Share("heavy"), Share("light"), Share("double", 2.0)
@@ -22,10 +23,26 @@ def test_a_tag_is_the_present_or_where_the_own_rows_before_end():
     assert tag(5.0, 9.0, 4, 2.0) == (9.0, 11.0)
 
 
+@pytest.mark.parametrize(
+    "demands, capacity, each",
+    [
+        ([], 100, math.inf),
+        ([(1, 50), (1, 50)], 100, math.inf),
+        ([(1, 1000)], 100, 100),
+        ([(1, 1000), (1, 10)], 100, 90),
+        ([(1, 1000), (1, 60)], 100, 50),
+        ([(1, 1000), (2, 1000), (1, 10)], 100, 30),
+    ],
+)
+def test_what_nobody_asks_for_is_shared_by_those_who_do(demands, capacity, each):
+    assert level(demands, capacity) == pytest.approx(each)
+
+
 def test_how_slow_a_machine_is_for_one_among_others():
-    assert slowness(LIGHT, {}) == slowness(LIGHT, {LIGHT: 5}) == 1.0
-    assert slowness(LIGHT, {HEAVY: 1000}) == 2.0 and slowness(LIGHT, {HEAVY: 0}) == 1.0
-    assert slowness(LIGHT, {HEAVY: 1, DOUBLE: 1, LIGHT: 3}) == 4.0 and slowness(DOUBLE, {HEAVY: 1}) == 1.5
+    assert slowness(LIGHT, 10, 10, math.inf, 100) == 1.0, "alone"
+    assert slowness(LIGHT, 10, 60, math.inf, 100) == 2.0, "half is taken"
+    assert slowness(LIGHT, 10, 1010, 90, 100) == pytest.approx(100 / 90)
+    assert slowness(DOUBLE, 1000, 3000, 25, 100) == 2.0
 
 
 def served_order(arrivals):
