@@ -29,6 +29,9 @@ LEVEL_S = 0.02
 """How often it is reckoned anew what that leaves for each."""
 LEAST_RATE = 0.01
 """Rows a second below which a client is forgotten."""
+MOST_ROWS = 2.0
+"""Rows that may wait where clients take turns, as a multiple of what may otherwise: each new client may queue
+something, and addresses are many. Beyond it nobody is let in before others."""
 MOST_GATES = 1000
 """Clients whose promises and margins are remembered, the last asked for longest."""
 EARLY_S = 0.005
@@ -55,7 +58,8 @@ class Line:
         ahead: those of them that go first.
         ends_s: seconds until each lane is free, ascending.
         batch: rows that a run takes while more wait.
-        slow: how many times longer a client's own rows wait for others' in between; see `fairness.slowness`.
+        slow: where clients take turns, `waiting` are a client's own rows, and the machine is so many times slower for
+            them; see `fairness.slowness`. `ahead` counts others' in between.
     """
 
     now_s: float
@@ -90,7 +94,7 @@ class Gate:
     def done_s(self, line: Line, ahead: int, rows: int) -> float:
         """Seconds until so many rows behind `ahead` others are finished, together with who comes meanwhile."""
         last = ahead + rows
-        begun = begun_s(last, line.ends_s, self.costs.run_s(line.batch) * line.slow, line.batch)
+        begun = begun_s(last, line.ends_s, self.costs.run_s(line.batch), line.batch)
         joining = line.batch if self.promises else round(self.arrivals.rate(line.now_s) * begun)
         return begun + self.costs.run_s(min(line.batch, (last - 1) % line.batch + 1 + joining))
 
@@ -147,7 +151,7 @@ class Gate:
         if line.waiting + asked.rows <= self.max_rows / 2 and done_s <= limit_s / 2:
             return True
         fits = line.waiting + kept + asked.rows <= self.max_rows
-        return fits and self.done_s(line, line.ahead + before, asked.rows) <= limit_s
+        return fits and self.done_s(line, line.ahead + round(before * line.slow), asked.rows) <= limit_s
 
     def _retry_s(self, asked: Asked, line: Line, limit_s: float, kept: int, before: int) -> float:
         """Seconds until there is room for the request behind those who were promised theirs.
@@ -156,15 +160,15 @@ class Gate:
             kept: rows promised.
             before: those of them that go before this request.
         """
-        run_s = self.costs.run_s(line.batch) * line.slow
+        run_s = self.costs.run_s(line.batch)
         leave = line.waiting + kept + asked.rows - self.max_rows
-        room_s = begun_s(leave, line.ends_s, run_s, line.batch) if leave > 0 else 0.0
-        ahead = line.ahead + before
+        room_s = begun_s(leave, line.ends_s, run_s * line.slow, line.batch) if leave > 0 else 0.0
+        ahead = line.ahead + round(before * line.slow)
         idle_s = begun_s(ahead + 1, line.ends_s, run_s, line.batch)  # an idle lane refuses nobody
         slack = self.costs.slack
         late_s = self.done_s(line, ahead, asked.rows) * slack - limit_s
         wait_s = max(0.0, room_s * slack, min(late_s, idle_s * slack))
-        queue_s = begun_s(self.max_rows, line.ends_s, run_s, line.batch)
+        queue_s = begun_s(self.max_rows, line.ends_s, run_s * line.slow, line.batch)
         bound_s = max(run_s, min(limit_s, queue_s))
         headroom_s = min(HEADROOM * wait_s * min(1.0, wait_s / bound_s / 2), HEADROOM_LIMIT * bound_s)
         return wait_s + headroom_s + min(HEADROOM_RUN * run_s, HEADROOM_S)
@@ -236,8 +240,8 @@ class Gates:
         if not any(waiting):
             del self._waiting[share]
 
-    def line(self, share: Share, priority: int, line: Line) -> Line:
-        """The queue as a client's newcomer of this priority sees it: see the class.
+    def line(self, share: Share, priority: int, rows: int, line: Line) -> Line:
+        """The queue as a client's newcomer of so many rows sees it: see the class.
 
         Args:
             line: as who does not take turns sees it.
@@ -246,7 +250,15 @@ class Gates:
         capacity = len(line.ends_s) * line.batch / self._usual.costs.run_s(line.batch)
         slow = self._slowness(share, capacity, line.now_s)
         self._gates[share.client].max_rows = max(1, round(self._usual.max_rows / slow))
-        return Line(line.now_s, sum(own), sum(own[: priority + 1]), line.ends_s, line.batch, slow)
+        ahead = sum(own[: priority + 1])
+        turn = (ahead + rows) / share.weight  # others go for as long until these have gone, if they have as much
+        between = sum(
+            min(sum(waiting[: priority + 1]), turn * other.weight)
+            for other, waiting in self._waiting.items()
+            if other != share
+        )
+        ahead = round(max(ahead * slow, ahead + between))  # by who will come, or by who is there
+        return Line(line.now_s, sum(own), ahead, line.ends_s, line.batch, slow)
 
     def promised_rows(self) -> int:
         """Of all gates."""

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.admission import Asked, Gate, Gates, Line
+from service.engine.admission import MOST_ROWS, Asked, Gate, Gates, Line
 from service.engine.entries import (
     USUAL,
     Answer,
@@ -312,8 +312,10 @@ class Batcher:
             if self._free and not self._queue:
                 return 0.0
         asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
+        if self._queue_rows + rows > MOST_ROWS * self._gate.max_rows:
+            gate, share = self._gate, None
         try:
-            return gate.admit(asked, self._line(priority, share))
+            return gate.admit(asked, self._line(asked, share))
         except Overloaded as error:
             self._rejected[error.reason] += 1
             raise
@@ -324,15 +326,15 @@ class Batcher:
             return False
         return rows <= self._policy_of(self._free[-1]).max_batch
 
-    def _line(self, priority: int, share: Share | None) -> Line:
-        """The queue as a newcomer of this priority sees it; where clients take turns, its own, on a slower machine."""
+    def _line(self, asked: Asked, share: Share | None) -> Line:
+        """The queue as a newcomer sees it; where clients take turns, its own, on a slower machine."""
         now_s, costs = self._clock(), self._costs
         ends_s = [left_s(costs.run_s(run.rows), now_s - run.started_s) for run in self._running.values()]
         ends_s += [0.0] * len(self._free)
         ends_s.sort()
-        ahead = sum(self._waiting[: priority + 1])
+        ahead = sum(self._waiting[: asked.priority + 1])
         line = Line(now_s, self._queue_rows, ahead, ends_s, max(1, round(self._fill)))
-        return line if share is None else self._gates.line(share, priority, line)
+        return line if share is None else self._gates.line(share, asked.priority, asked.rows, line)
 
     def _dispatch(self) -> None:
         """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""

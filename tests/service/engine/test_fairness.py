@@ -218,3 +218,31 @@ def test_rows_that_are_split_or_withdrawn_are_counted_out():
         await batcher.close()
 
     virtually(work)
+
+
+def test_a_multitude_of_clients_cannot_queue_without_end():
+    async def work(loop):
+        batcher = batcher_of(loop, max_queue_rows=20)
+        asked = [asyncio.ensure_future(batcher.submit(rows([0]), share=Share(str(i)))) for i in range(200)]
+        await asyncio.sleep(0)
+        assert batcher.stats().queue_rows <= 40
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(end, Overloaded) for end in ends) >= 150
+        await batcher.close()
+
+    virtually(work)
+
+
+def test_many_who_each_ask_for_little_are_told_the_truth():
+    """None has anything of its own ahead, and yet all others take their turns first."""
+
+    async def work(loop):
+        batcher = batcher_of(loop, max_queue_rows=500)
+        asked = [batcher.submit(rows([0]), share=Share(str(i)), deadline_s=loop.time() + 0.5) for i in range(200)]
+        ends = await asyncio.gather(*map(asyncio.ensure_future, asked), return_exceptions=True)
+        answered = sum(not isinstance(end, Exception) for end in ends)
+        refused = sum(isinstance(end, Overloaded) for end in ends)
+        assert answered + refused == 200 and 25 <= answered <= 50, "a run takes 10 ms"
+        await batcher.close()
+
+    virtually(work)
