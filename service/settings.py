@@ -291,6 +291,11 @@ class Settings(BaseModel):
         description="Side in pixels of a large image's tiles. Larger wastes less at the seams, smaller waits less.",
     )
 
+    @property
+    def with_keys(self) -> bool:
+        """Whether keys are asked for."""
+        return self.keys is not None or self.keys_file is not None
+
     @model_validator(mode="before")
     @classmethod
     def _from_environment(cls, given: dict[str, Any]) -> dict[str, Any]:

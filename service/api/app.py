@@ -93,7 +93,7 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     app.include_router(pages.router)
     if settings.playground:
         app.include_router(pages.site)
-    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    app.openapi = _openapi(app, settings.with_keys)  # type: ignore[method-assign]
     return app
 
 
@@ -171,8 +171,8 @@ async def _open(parts: Parts) -> None:
     _log.info("serving %s", loaded or f"no model: {parts.settings.models} has none that passed")
 
 
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's document, with the schemas that the routes only refer to."""
+def _openapi(app: FastAPI, with_keys: bool) -> Callable[[], dict[str, Any]]:
+    """FastAPI's document, with the schemas that the routes only refer to, and how a key is sent."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -185,6 +185,9 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 components[model.__name__] = schema
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)
+        if with_keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
         for path in document["paths"].values():
             for operation in path.values():
                 reply = operation["responses"].get("422", {})

@@ -53,8 +53,7 @@ class Guard:
         self._buckets = Buckets()
         self._hosts = tuple(host.lower() for host in settings.hosts)
         listed = read_keys("" if settings.keys is None else settings.keys.get_secret_value(), "keys")
-        with_keys = settings.keys is not None or settings.keys_file is not None
-        self._keyring = Keyring(listed, settings.keys_file) if with_keys else None
+        self._keyring = Keyring(listed, settings.keys_file) if settings.with_keys else None
         self._reread_s = clock() + REREAD_S
         if self._keyring is not None and not len(self._keyring):
             _log.warning("keys are asked for, and there is none: every request will be refused")
@@ -62,8 +61,8 @@ class Guard:
     @classmethod
     def of(cls, settings: Settings) -> "Guard | None":
         """A guard, where any setting asks for one."""
-        asked = (settings.keys, settings.keys_file, settings.rate_per_s, settings.hosts or None)
-        return cls(settings) if settings.fair or any(one is not None for one in asked) else None
+        asked = settings.with_keys or settings.rate_per_s is not None or settings.fair or settings.hosts
+        return cls(settings) if asked else None
 
     def look(self, record: Record, path: str, headers: Headers, peer: object) -> None:
         """Let a request in, noting on its record who asks, or not.

@@ -81,7 +81,7 @@ def linked(parts: Parts, asked: Asked) -> Drawing | Reply:
     form = _settled(parts, record, recipe, accept, "image")
     pinned = recipe.request.model == recipe.ref
     seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
-    cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
+    cache = f"{parts.cached_by}, max-age={seconds}" + (", immutable" if pinned else "")
     own = [(b"cache-control", cache.encode("ascii")), _VARY]
     if recipe.tag is not None:
         tag = entity_tag(recipe.tag, seeds)

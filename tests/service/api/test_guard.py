@@ -14,6 +14,7 @@ from service.api.app import SECURITY_HEADERS, create_app
 from service.api.record import JsonFormatter
 from service.engine.fairness import Share
 from service.keys import Key, digest_of, new_secret
+from service.settings import Settings
 
 ALICE, OPS = new_secret(), new_secret()
 KEYS = ";".join(
@@ -109,6 +110,21 @@ async def test_operators_calls_need_the_scope_and_the_setting(engine, path):
                 assert let_in.json()["type"].endswith(":admin-off")
         if "unload" in path:
             return
+
+
+@BOTH
+async def test_what_was_got_with_a_key_is_in_no_shared_cache(engine, monkeypatch, fast):
+    request = get("/generate?model=faces&seed=7", f"host: x\r\nx-api-key: {ALICE}\r\n")
+    for settings, word in (({"keys": KEYS}, "private"), ({}, "public")):
+        requests = request, request.replace(b"/generate?model=faces&seed=7", b"/models/faces/samples.png")
+        for _, headers, _ in await asked(engine, monkeypatch, *requests, fast=fast, **settings):
+            assert headers["cache-control"].startswith(word + ",")
+
+
+async def test_the_document_says_how_a_key_is_sent(engine):
+    for settings, schemes in (({"keys": KEYS}, {"key": {"type": "http", "scheme": "bearer"}}), ({}, None)):
+        document = create_app(Settings(**settings), engine).openapi()
+        assert document["components"].get("securitySchemes") == schemes
 
 
 async def test_keys_come_and_go_without_a_restart(engine, tmp_path, monkeypatch):
