@@ -7,7 +7,6 @@ Everything but the session's run happens on the event loop's thread, so nothing 
 """
 
 import asyncio
-import bisect
 import logging
 import math
 import time
@@ -30,9 +29,10 @@ from service.engine.entries import (
     signature_of,
     take,
 )
-from service.engine.fairness import Share, Turns
+from service.engine.fairness import Share
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
-from service.engine.pricing import PRIORITIES, RunCosts, left_s
+from service.engine.pricing import RunCosts, left_s
+from service.engine.queue import Queue
 from service.engine.session import Arrays, Session, Watch
 from service.engine.stats import BatcherStats
 from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded, RunFailed
@@ -109,8 +109,7 @@ class Batcher:
         self._expected_s = self._costs.run_s if self._measured else None
         self._gate = Gate(name, self._costs, max_queue_rows, math.inf if max_queue_s is None else max_queue_s)
         self._gates = Gates(self._gate)
-        self._turns = [Turns() for _ in range(PRIORITIES)]
-        self._waiting = [0] * PRIORITIES
+        self._queue = Queue(self._gates.queued)
         self._fill = float(policy.max_batch)
         self._loop = asyncio.get_running_loop()
         self._sessions = list(sessions)
@@ -120,8 +119,6 @@ class Batcher:
         self._lone_s = lone_s
         self._free = list(range(len(sessions)))
         self._running: dict[int, _Run] = {}
-        self._queue: list[Entry] = []
-        self._queue_rows = 0
         self._live: set[Entry] = set()
         self._arrivals = 0
         self._scheduled = False
@@ -214,14 +211,7 @@ class Batcher:
         if deadline_s is not None:
             entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
         self._live.add(entry)
-        if share is not None:
-            entry.share, entry.tag = share, self._turns[priority].tag(share, rows)
-            bisect.insort(self._queue, entry, key=_rank)
-        elif self._queue and self._queue[-1].priority > priority:
-            bisect.insort(self._queue, entry, key=_rank)
-        else:
-            self._queue.append(entry)
-        self._queued(entry, rows)
+        self._queue.add(entry, share)
         self._schedule()
         return entry
 
@@ -236,9 +226,9 @@ class Batcher:
 
     def stats(self) -> BatcherStats:
         """A snapshot, for metrics."""
-        oldest_s = min((entry.arrived_s for entry in self._queue), default=None)
+        oldest_s = min((entry.arrived_s for entry in self._queue.entries), default=None)
         return BatcherStats(
-            queue_rows=self._queue_rows,
+            queue_rows=self._queue.rows,
             queue_age_s=0.0 if oldest_s is None else max(0.0, self._clock() - oldest_s),
             lanes=len(self._lanes),
             lanes_busy=len(self._running),
@@ -279,15 +269,6 @@ class Batcher:
         stopped = await asyncio.gather(*(asyncio.to_thread(lane.close, timeout_s) for lane in self._lanes))
         return all(stopped)
 
-    def _queued(self, entry: Entry, rows: int) -> None:
-        """So many of its rows wait from now on, or no longer, where the number is negative."""
-        self._queue_rows += rows
-        self._waiting[entry.priority] += rows
-        if entry.share is not None:
-            self._gates.queued(entry.share, entry.priority, rows)
-            if not self._waiting[entry.priority]:
-                self._turns[entry.priority].clear()
-
     def _admit(
         self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None, gate: Gate, share: Share | None
     ) -> float:
@@ -307,12 +288,12 @@ class Batcher:
                     f"{self.name}: takes {least_s:.3f} s alone, the deadline is in {remaining_s:.3f} s"
                 )
         if self._free:
-            if self._queue_rows + rows > gate.max_rows:
+            if self._queue.rows + rows > gate.max_rows:
                 self._dispatch()
             if self._free and not self._queue:
                 return 0.0
         asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
-        if self._queue_rows + rows > MOST_ROWS * self._gate.max_rows:
+        if self._queue.rows + rows > MOST_ROWS * self._gate.max_rows:
             gate, share = self._gate, None
         try:
             return gate.admit(asked, self._line(asked, share))
@@ -332,23 +313,20 @@ class Batcher:
         ends_s = [left_s(costs.run_s(run.rows), now_s - run.started_s) for run in self._running.values()]
         ends_s += [0.0] * len(self._free)
         ends_s.sort()
-        ahead = sum(self._waiting[: asked.priority + 1])
-        line = Line(now_s, self._queue_rows, ahead, ends_s, max(1, round(self._fill)))
+        ahead = self._queue.ahead(asked.priority)
+        line = Line(now_s, self._queue.rows, ahead, ends_s, max(1, round(self._fill)))
         return line if share is None else self._gates.line(share, asked.priority, asked.rows, line)
 
     def _dispatch(self) -> None:
         """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""
         self._scheduled = False
         while self._free and self._queue:
-            rows = min(self._queue_rows, self.policy.max_batch)
+            rows = min(self._queue.rows, self.policy.max_batch)
             here = not self._running and self._costs.curve_s(rows) <= HERE_SHARE * self._lone_s
             policy, free_lanes = self._policy_of(self._free[-1]), 1 if here else len(self._free)
-            decision = take(self._queue, self._loop.time(), policy, free_lanes, self._expected_s)
+            decision = take(self._queue.entries, self._loop.time(), policy, free_lanes, self._expected_s)
             for part in decision.slices:
-                part.entry.taken = part.stop
-                if part.entry.taken == part.entry.rows:
-                    self._queue.remove(part.entry)
-                self._took(part)
+                self._queue.take(part)
             if decision.slices:
                 if self._queue and len(self._free) == 1:
                     self._fill += FILL_WEIGHT * (decision.rows - self._fill)
@@ -358,17 +336,6 @@ class Batcher:
             if here:
                 self._schedule()  # the loop has other things to do between two runs
                 return
-
-    def _took(self, part: Slice) -> None:
-        """A run takes these rows; what is left of their entry has its turn later."""
-        entry, rows = part.entry, part.stop - part.start
-        if entry.share is not None:
-            self._turns[entry.priority].served(entry.tag)
-            if entry.taken < entry.rows:
-                self._queue.remove(entry)
-                entry.tag += rows / entry.share.weight
-                bisect.insort(self._queue, entry, key=_rank)
-        self._queued(entry, -rows)
 
     def _schedule(self) -> None:
         """Dispatch at the end of this turn of the loop: requests that arrived together ride together."""
@@ -503,7 +470,6 @@ class Batcher:
             gate.margin.observe(entry.priced_s, took_s, run_s)
         if entry.taken < entry.rows:
             self._queue.remove(entry)
-            self._queued(entry, entry.taken - entry.rows)
         if self._idle is not None and not self._live and not self._idle.done():
             self._idle.set_result(None)
         done, entry.done = entry.done, None
@@ -514,7 +480,3 @@ class Batcher:
 def _wanted(index: int) -> bool:
     """Of a run on the loop: nobody can leave meanwhile."""
     return True
-
-
-def _rank(entry: Entry) -> tuple[int, float, int]:
-    return entry.rank

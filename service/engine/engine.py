@@ -14,33 +14,29 @@ An engine belongs to the event loop that opened it; its methods are called on th
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.entries import FIRST, LAST, USUAL, Answer
+from service.engine.entries import FIRST, LAST, USUAL
 from service.engine.fairness import Share
 from service.engine.flights import Flights
 from service.engine.loaded import LoadedModel
+from service.engine.looking import Looking
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
 from service.engine.pipelines import translate as translating
 from service.engine.pipelines import upscale as upscaling
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
-from service.engine.profile import Plan
 from service.engine.repository import Repository
-from service.engine.stats import BatcherStats, sum_stats
+from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of, timings_of
+from service.engine.stats import sum_stats
 from service.errors import (
     DeadlineExceeded,
-    FileInvalid,
     InvalidRequest,
     ModelAsleep,
     NotReady,
@@ -53,78 +49,6 @@ __all__ = ["Engine", "EngineOptions", "Generated", "ModelInfo", "ModelStats", "T
 
 log = logging.getLogger(__name__)
 
-WATCH_STEP_MS = 50
-"""Changes that follow one another so soon are one: a folder is written file by file."""
-WATCH_WAKE_MS = 1000
-"""How often the watching thread looks whether it is still wanted."""
-WATCH_AGAIN_S = 2.0
-"""Before a folder that could not be watched is tried again."""
-
-ModelStats = BatcherStats
-"""Gauges and totals of one loaded version, over all of its graphs."""
-
-
-class Timings(NamedTuple):
-    """Where one request's time in the engine went, in seconds.
-
-    `queue_s`: from arrival to its first run; `run_s`: from there to its last run's end. `batch_rows`: the largest batch
-    that any of its rows rode in. `runs`: how many it was split into.
-    """
-
-    queue_s: float
-    run_s: float
-    batch_rows: int
-    runs: int = 1
-
-
-class Generated(NamedTuple):
-    """Images, and what it takes to draw them again."""
-
-    images: npt.NDArray[np.uint8]
-    """[N, H, W, C], C in {1, 3, 4}."""
-    seeds: tuple[int | None, ...]
-    """One per image; None where latents were given outright."""
-    labels: tuple[str | None, ...]
-    """One per image; None for an unconditional model."""
-    truncation: float
-    model: str
-    """`name@version`."""
-    timings: Timings
-    coalesced: bool = False
-    """Whether an equal request that was under way drew them."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """One loaded version. `loaded_at` in seconds since 1970. `providers` as obtained, one for each graph's session."""
-
-    manifest: Manifest
-    folder: Path
-    loaded_at: float
-    providers: tuple[str, ...]
-    provider_notes: tuple[str, ...]
-    """Why no better provider was obtained, and what was done for lack of memory."""
-    plans: Mapping[str, Plan]
-    """How each graph is run."""
-    state: Literal["serving", "draining"]
-
-    @property
-    def ref(self) -> str:
-        """`name@version`."""
-        return self.manifest.ref
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What its pictures depend on besides the request: the weights, and where they run."""
-        weights = sorted(graph.sha256 for graph in self.manifest.graphs.values())
-        weights += [self.manifest.arrays.sha256] if self.manifest.arrays is not None else []
-        return "|".join([self.manifest.ref, *weights, *self.providers])
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the last graph, the one that answers with the image."""
-        return list(self.plans.values())[-1]
-
 
 class Engine:
     """See the module's docstring. Every accepted request ends exactly once: answered, failed, too late or cancelled."""
@@ -134,7 +58,7 @@ class Engine:
         self._repository: Repository | None = None
         self._opened = False
         self._draining = False
-        self._looking: list[asyncio.Task[None]] = []
+        self._looking = Looking(options, lambda: self._open_repository().refresh())
         self._flights: Flights[generating.Drawn] = Flights()
 
     async def __aenter__(self) -> Self:
@@ -159,22 +83,19 @@ class Engine:
         self._repository = Repository(self.options, _check)
         await self._repository.refresh()
         self._opened = True
-        if self.options.poll_models_s is not None:
-            self._looking.append(asyncio.create_task(self._poll(self.options.poll_models_s)))
-        if self.options.watch_models:
-            self._looking.append(asyncio.create_task(self._watch()))
+        self._looking.start()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests with NotReady; accepted ones finish, or end with NotReady after the timeout."""
         self._draining = True
-        await self._stop_looking()
+        await self._looking.stop()
         if self._repository is not None and not await self._repository.drain(timeout_s):
             log.warning("requests were cut off: not finished %.1f s after draining began", timeout_s)
 
     async def close(self) -> None:
         """End what is left, stop the lanes and drop the sessions. The engine cannot be opened again."""
         self._draining = True
-        await self._stop_looking()
+        await self._looking.stop()
         if self._repository is not None:
             await self._repository.close()
 
@@ -343,7 +264,7 @@ class Engine:
             UnknownModel: no such folder.
             PackageError: it was refused; what served before goes on serving.
         """
-        return _info(await self._open_repository().load(name, version))
+        return info_of(await self._open_repository().load(name, version))
 
     async def unload(self, name: str) -> None:
         """Stop serving `name` (every version) or `name@version`; accepted requests finish.
@@ -355,7 +276,7 @@ class Engine:
 
     def models(self) -> list[ModelInfo]:
         """The loaded versions by name, the newest first."""
-        return [] if self._repository is None else [_info(model) for model in self._repository.loaded]
+        return [] if self._repository is None else [info_of(model) for model in self._repository.loaded]
 
     def model(self, ref: str) -> ModelInfo:
         """One loaded version, by `name` (the newest) or `name@version`.
@@ -364,7 +285,7 @@ class Engine:
             UnknownModel: names what is loaded.
             NotReady: the engine is not open.
         """
-        return _info(self._open_repository().resolve(ref))
+        return info_of(self._open_repository().resolve(ref))
 
     async def wake(self, ref: str, timeout_s: float | None = None) -> None:
         """Load a version that sleeps; nothing where it does not. One that is refused is in `refused` then.
@@ -452,43 +373,6 @@ class Engine:
             raise TaskNotServed(f"model: {ref} serves {served}, not {task}", field="model", allowed=others)
         return model
 
-    async def _poll(self, every_s: float) -> None:
-        """Look for new and changed folders until cancelled."""
-        while True:
-            await asyncio.sleep(every_s)
-            await self._look()
-
-    async def _watch(self) -> None:
-        """Look as soon as the system tells of a change in the folder, until cancelled."""
-        try:
-            from watchfiles import awatch  # here: it is of no use to most
-        except ImportError:
-            log.warning("watch_models needs the package watchfiles; new models are looked for by time alone")
-            return
-        while True:
-            with suppress(OSError, RuntimeError):  # the folder is not there: it is looked for by time
-                async for _ in awatch(self.options.models, step=WATCH_STEP_MS, rust_timeout=WATCH_WAKE_MS):
-                    await self._look()
-            await asyncio.sleep(WATCH_AGAIN_S)
-
-    async def _look(self) -> None:
-        try:
-            loaded = await self._open_repository().refresh()
-        except FileInvalid as error:
-            log.error("%s", error)  # an unmounted volume comes back; what is loaded goes on serving
-            return
-        except Exception:
-            log.exception("looking for new models failed")
-            return
-        for ref in loaded:
-            log.info("loaded %s", ref)
-
-    async def _stop_looking(self) -> None:
-        for task in self._looking:
-            task.cancel()
-        await asyncio.gather(*self._looking, return_exceptions=True)
-        self._looking.clear()
-
 
 class _Drawing:
     """One request on its way: how it begins, and who is told of its end."""
@@ -519,7 +403,7 @@ class _Drawing:
         model, rows = self._model, self._rows
         if isinstance(outcome, generating.Drawn):
             shared_s = asyncio.get_running_loop().time() - self._began_s if coalesced else None
-            timings = _timings(outcome.answer, shared_s)
+            timings = timings_of(outcome.answer, shared_s)
             images = outcome.images
             self._done(Generated(images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced))
         elif isinstance(outcome, TimeoutError):
@@ -545,36 +429,3 @@ def _check_schedule(priority: int, timeout_s: float | None) -> None:
         raise InvalidRequest(f"priority: {priority!r} is not a whole number from {FIRST} to {LAST}", field="priority")
     if timeout_s is not None and not (math.isfinite(timeout_s) and timeout_s > 0):
         raise InvalidRequest(f"timeout_s: {timeout_s!r} is not a number of seconds above 0", field="timeout_s")
-
-
-def _timings(answer: Answer, shared_s: float | None) -> Timings:
-    """The answer's own times, or one's share of them who came later and waited `shared_s` for it."""
-    if shared_s is None:
-        return Timings(answer.queue_s, answer.run_s, answer.batch_rows, answer.runs)
-    run_s = min(answer.run_s, shared_s)
-    return Timings(shared_s - run_s, run_s, answer.batch_rows, answer.runs)
-
-
-def _info(model: LoadedModel) -> ModelInfo:
-    """What is told of a model, made anew when its state, its providers or its notes have changed."""
-    now: list[object] = [model.state]
-    for graph in model.graphs.values():
-        for session in graph.sessions:
-            now += (session.provider, session.notes)
-    if model.told is None or model.told[0] != now:
-        model.told = (now, _new_info(model))
-    info: ModelInfo = model.told[1]
-    return info
-
-
-def _new_info(model: LoadedModel) -> ModelInfo:
-    graphs = model.graphs.values()
-    return ModelInfo(
-        manifest=model.manifest,
-        folder=model.folder,
-        loaded_at=model.loaded_at,
-        providers=tuple(dict.fromkeys(provider for graph in graphs for provider in graph.providers)),
-        provider_notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.notes)),
-        plans={name: graph.plan for name, graph in model.graphs.items()},
-        state=model.state,
-    )

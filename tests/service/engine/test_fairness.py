@@ -198,7 +198,7 @@ def test_a_client_alone_has_the_whole_queue_and_is_promised_as_ever():
                 await batcher.submit(rows([99]), share=share)
             told.append(caught.value.retry_after_s)
             await asyncio.gather(*waiting)
-            assert batcher._gates._waiting == {} and not batcher._queue_rows
+            assert batcher._gates._waiting == {} and not batcher.stats().queue_rows
             await batcher.close()
         return told
 
@@ -214,7 +214,7 @@ def test_rows_that_are_split_or_withdrawn_are_counted_out():
         asked[2].cancel()
         answers = await asyncio.gather(*asked[:2])
         assert [answer.outputs["y"][:, 0].tolist() for answer in answers] == [[1, 3, 5, 7, 9]] * 2
-        assert batcher._gates._waiting == {} and batcher._waiting == [0] * 10 and batcher.idle
+        assert batcher._gates._waiting == {} and batcher.stats().queue_rows == 0 and batcher.idle
         await batcher.close()
 
     virtually(work)
