@@ -250,7 +250,7 @@ class Engine:
         model.used_s = asyncio.get_running_loop().time()
         with model.in_use():
             painting = await begun
-            model.works.add(painting)
+            painting.bands = model.until_drawn(painting.bands)
         return painting
 
     @property

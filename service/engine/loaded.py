@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 from service.engine.batcher import Batcher
@@ -19,6 +19,8 @@ from service.engine.session import Array
 from service.manifest import GraphSpec, Manifest
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETIRE_S = 60.0
 """Seconds that a version which was swapped out may take to finish its accepted requests: twice a request's deadline,
@@ -70,8 +72,8 @@ class LoadedModel:
     """Which of its tensors a pipeline feeds and reads."""
     users: int = 0
     """Calls that will still queue rows."""
-    works: "WeakSet[Any]" = field(default_factory=WeakSet)
-    """Pictures in the making, which queue rows as they are read."""
+    works: "WeakSet[_Work]" = field(default_factory=WeakSet)
+    """Pictures in the making, which queue rows as they are read; one that is never read is gone when it is dropped."""
 
     @cached_property
     def ref(self) -> str:
@@ -87,10 +89,31 @@ class LoadedModel:
         finally:
             self.users -= 1
 
+    def until_drawn(self, bands: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The same bands; the model is in use until they are at their end, fail or are dropped."""
+        work = _Work()
+        self.works.add(work)
+        return _worked(bands, work, self.works)
+
     @property
     def busy(self) -> bool:
         """Whether anything that it accepted is unfinished."""
         return bool(self.users or self.works) or any(not graph.batcher.idle for graph in self.graphs.values())
+
+
+class _Work:
+    """A picture in the making."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def _worked(bands: AsyncIterator[T], work: _Work, works: "WeakSet[_Work]") -> AsyncGenerator[T, None]:
+    try:
+        async with aclosing(bands):  # type: ignore[type-var]
+            async for band in bands:
+                yield band
+    finally:
+        works.discard(work)
 
 
 async def settled(models: Sequence[LoadedModel], timeout_s: float) -> None:

@@ -80,7 +80,7 @@ class Source:
         return cut
 
 
-@dataclass(eq=False)
+@dataclass
 class Painting:
     """A picture in the making. `bands` may be read once; `tally` grows while it is.
 

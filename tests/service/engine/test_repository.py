@@ -56,11 +56,33 @@ async def test_a_picture_that_is_begun_is_finished_by_the_version_that_began_it(
         await engine.load("paint")
         assert [model.ref for model in engine.models()] == ["paint@2"]
         await asyncio.sleep(0.1)
+        assert engine._repository._retiring, "it waits for who reads slowly"
         bands += [band async for band in painting.bands]
         np.testing.assert_array_equal(np.concatenate(bands), whole)
         assert painting.model == "paint@1"
-        del painting
         await gone(engine)
+
+
+@pytest.mark.parametrize("end", ["late", "left", "unread"])
+async def test_a_picture_that_is_not_finished_holds_its_model_no_longer(tmp_path, end):
+    """Though the error, or who left, still refers to it."""
+    write_picture_model(tmp_path, "paint", Task.TRANSLATE, seed=1)
+    rgb = np.zeros((96, 64, 3), np.uint8)
+    async with Engine(options(tmp_path, tile_side=32)) as engine:
+        model = engine._repository.resolve("paint")
+        painting = await engine.translate("paint", rgb, timeout_s=0.05 if end == "late" else 10)
+        assert model.busy
+        if end == "unread":
+            del painting
+        else:
+            await anext(painting.bands)
+            if end == "late":
+                await asyncio.sleep(0.1)
+                with pytest.raises(DeadlineExceeded):
+                    await painting.whole()
+            else:
+                await painting.bands.aclose()
+        assert not model.works
 
 
 async def test_a_drain_lets_a_picture_be_finished(tmp_path):
@@ -69,7 +91,6 @@ async def test_a_drain_lets_a_picture_be_finished(tmp_path):
     async with Engine(options(tmp_path, tile_side=32)) as engine:
         painting = await engine.translate("paint", rgb)
         drawing = asyncio.create_task(painting.whole())
-        del painting
         await asyncio.sleep(0)
         await engine.drain(10)
         assert (await drawing).shape == (96, 64, 3)
