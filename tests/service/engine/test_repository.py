@@ -19,6 +19,7 @@ from tinymodels import (
 )
 
 from service.engine.engine import Engine, EngineOptions
+from service.engine.fairness import Share
 from service.engine.latents import latents_from_seeds
 from service.errors import DeadlineExceeded, ModelAsleep, PackageError, UnknownModel
 from service.manifest import Task
@@ -340,3 +341,34 @@ async def test_memory_comes_back_after_unloading(tmp_path):
             await gone(engine)
             left = engine.memory().resident_bytes - before
         assert left < 0.1 * held
+
+
+# --- turns ----------------------------------------------------------------------------------------------------------
+
+
+async def test_whose_turn_it_is_changes_no_picture(tmp_path):
+    write_tiny(tmp_path, "tiny")
+    write_tiny_style(tmp_path)
+    write_picture_model(tmp_path, "paint", Task.TRANSLATE)
+    write_picture_model(tmp_path, "x2", Task.UPSCALE, scale=2)
+    rgb = np.random.RandomState(0).randint(0, 256, (70, 40, 3)).astype(np.uint8)
+    async with Engine(options(tmp_path, tile_side=32)) as engine:
+
+        async def drawn(share):
+            pictures = [(await engine.generate(name, seeds=[1, 2], share=share)).images for name in ("tiny", "tiny-w")]
+            for begin, name in ((engine.translate, "paint"), (engine.upscale, "x2")):
+                pictures.append(await (await begin(name, rgb, share=share)).whole())
+            return pictures
+
+        expected, *others = await asyncio.gather(*(drawn(share) for share in (None, Share("a"), Share("b", 2.0))))
+        for pictures in others:
+            for one, other in zip(expected, pictures, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+async def test_equal_requests_of_two_clients_wait_for_neither(tmp_path):
+    write_tiny(tmp_path, "tiny")
+    async with Engine(options(tmp_path, lanes=1, max_batch=4)) as engine:
+        asked = [engine.generate("tiny", seeds=[3], share=Share(name)) for name in "aab"]
+        drawn = await asyncio.gather(*asked)
+    assert [one.coalesced for one in drawn] == [False, True, False]
