@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.engine.batcher import Batcher
 from service.engine.entries import BatchPolicy, Entry, signature_of, take
 from service.engine.fairness import Share, Turns, level, slowness, tag
-from service.errors import Overloaded
+from service.errors import GanymedeError, Overloaded
 
 HEAVY, LIGHT, DOUBLE = Share("heavy"), Share("light"), Share("double", 2.0)
 
@@ -246,3 +246,48 @@ def test_many_who_each_ask_for_little_are_told_the_truth():
         await batcher.close()
 
     virtually(work)
+
+
+CLIENTS, TIMES = 20, 10
+"""So many clients; one of them asks for so many times its share of the same total."""
+
+
+def others_p99_s(load, *, unfair, turns, seconds=60.0):
+    """The p99 of all clients but the first, Poisson arrivals at this part of the capacity; answers and refusals."""
+
+    async def work(loop):
+        batcher = batcher_of(loop, max_queue_rows=1024)
+        random, waited, refused, sent = np.random.RandomState(1), [], [], []
+        parts = np.full(CLIENTS, 1 / CLIENTS)
+        if unfair:
+            parts[0] *= TIMES
+            parts[1:] *= (1 - parts[0]) / parts[1:].sum()
+
+        async def ask(who):
+            began_s = loop.time()
+            share = Share(f"client {who}") if turns else None
+            try:
+                await batcher.submit(rows([who]), share=share, deadline_s=began_s + 1.0)
+            except GanymedeError:
+                refused.append(who)
+            else:
+                waited.append((who, loop.time() - began_s))
+
+        end_s = loop.time() + seconds
+        while loop.time() < end_s:
+            await asyncio.sleep(random.exponential(0.01 / load))
+            sent.append(asyncio.ensure_future(ask(random.choice(CLIENTS, p=parts))))
+        await asyncio.gather(*sent)
+        await batcher.close()
+        others = [wait_s for who, wait_s in waited if who]
+        return float(np.percentile(others, 99)), len(others), sum(who > 0 for who in refused)
+
+    return virtually(work)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8, 1.3])
+def test_ten_times_the_share_raises_the_others_p99_by_no_more_than_half(load):
+    fair_s, _, fair_refused = others_p99_s(load, unfair=False, turns=True)
+    unfair_s, answered, unfair_refused = others_p99_s(load, unfair=True, turns=True)
+    assert unfair_s <= 1.5 * fair_s, (fair_s, unfair_s)
+    assert answered > 500 and unfair_refused <= max(fair_refused, 0.01 * answered)
