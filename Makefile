@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling train export docker test-docker test-promtool gpu-env test-gpu clean
+.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ check: $(VENV)/.dev ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+audit: $(VENV)/.dev ## hold the pinned versions against the known vulnerabilities; needs the vulnerability database's network
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 format: $(VENV)/.dev ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -76,6 +79,12 @@ bench-bound: $(VENV)/.dev ## measure the server beside bare loops and a null rou
 
 bench-overload: $(VENV)/.dev ## three times the load that a server can bear, and what it does to it [SECONDS=20]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/overload.py --seconds $(or $(SECONDS),20) --append benchmarks/RESULTS.md
+
+bench-hotswap: $(VENV)/.dev ## swap a model again and again under load [SWAPS=200]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/hotswap.py --swaps $(or $(SWAPS),200) --append benchmarks/RESULTS.md
+
+bench-fairness: $(VENV)/.dev ## one client at ten times its share, and what the others feel [SECONDS=10]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/fairness.py --seconds $(or $(SECONDS),10) --append benchmarks/RESULTS.md
 
 bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs from `python -m training data landscapes`
 	PYTHONPATH=. $(ONE_THREAD) $(BIN)/python benchmarks/codec.py --models models --append benchmarks/RESULTS.md

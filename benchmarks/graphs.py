@@ -23,15 +23,18 @@ _PNG = (
 )
 
 
-def write_heavy(root: Path, cpu_ms: float) -> tuple[str, float]:
+def write_heavy(root: Path, cpu_ms: float, seed: int = 0) -> tuple[str, float]:
     """A generator of 64 x 64 px that costs at least so many CPU-ms an image here.
+
+    Args:
+        seed: of its weights.
 
     Returns:
         `name@version`, and the CPU-ms of its ONNX Runtime run alone.
     """
     layers, found_ms = 1, 0.0
     while True:
-        graph = _convolutions(layers, faults=False)
+        graph = _convolutions(layers, faults=False, seed=seed)
         found_ms = _cpu_ms(graph)
         if found_ms >= cpu_ms or layers >= 512:
             return _write(root, "heavy", graph, SIDE, ["image"]), found_ms
@@ -43,9 +46,9 @@ def write_faulty(root: Path) -> str:
     return _write(root, "faulty", _convolutions(1, faults=True, side=16, width=4), 16, ["image", "score"])
 
 
-def _convolutions(layers: int, *, faults: bool, side: int = SIDE, width: int = 32) -> bytes:
+def _convolutions(layers: int, *, faults: bool, side: int = SIDE, width: int = 32, seed: int = 0) -> bytes:
     """Latent -> a square of `width` channels -> 3 x 3 convolutions -> uint8 NHWC."""
-    rng, node = np.random.RandomState(0), helper.make_node
+    rng, node = np.random.RandomState(seed), helper.make_node
     small = side // 8
     weights = {
         "w": rng.randn(LATENT_DIM, width * small * small) / 4,

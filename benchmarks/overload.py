@@ -51,6 +51,7 @@ class Reply:
     latency_s: float
     retry_s: float | None
     body: bytes
+    head: bytes = b""
 
 
 class Connection(asyncio.Protocol):
@@ -142,7 +143,7 @@ class Client:
             raise
         self._idle.append(connection)
         retry = _RETRY.search(head)
-        return Reply(int(head[9:12]), time.perf_counter() - due, int(retry[1]) / 1000 if retry else None, body)
+        return Reply(int(head[9:12]), time.perf_counter() - due, int(retry[1]) / 1000 if retry else None, body, head)
 
     async def scrape(self) -> dict[str, float]:
         """The server's series by name and labels."""

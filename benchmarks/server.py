@@ -91,13 +91,17 @@ def bare_loop(folder: Path, manifest: Manifest, seconds: float) -> float:
 
 
 @contextmanager
-def serving(models: Path) -> Iterator[str]:
-    """A server of its own on a free port, ready when this yields its URL."""
+def serving(models: Path, *flags: str) -> Iterator[str]:
+    """A server of its own on a free port, ready when this yields its URL.
+
+    Args:
+        flags: of `serve`, beside those that every benchmark has.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", str(port)]
-    process = subprocess.Popen([*command, "--no-access-log", "--drain-delay-s", "0"])
+    process = subprocess.Popen([*command, "--no-access-log", "--drain-delay-s", "0", *flags])
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):

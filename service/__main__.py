@@ -1,4 +1,4 @@
-"""The command line: `python -m service serve | check | bench`."""
+"""The command line: `python -m service serve | check | bench | key`."""
 
 import argparse
 import asyncio
@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.bench import add_arguments, plan_of, run_bench
+from service.keys import SCOPES, Keyring, KeysWrong, append_key, digest_of, new_secret, read_keys
 from service.settings import PREFIX, Settings, unknown_variables
 
 
@@ -21,12 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "bench":
         return run_bench(plan_of(arguments), as_json=arguments.json)
+    if arguments.command == "key":
+        return _key(arguments)
     settings = _settings(arguments)
     if not settings.models.is_dir():
         return _wrong(f"models: {settings.models} is not a folder; it must hold <name>/<version>/ of each model")
     for name, near in unknown_variables().items():
         print(f"{name} is no setting{f'; did you mean {near}?' if near else ''}", file=sys.stderr)
-    return _serve(settings) if arguments.command == "serve" else asyncio.run(_check(settings))
+    if arguments.command == "check":
+        return asyncio.run(_check(settings))
+    try:
+        read_keys("" if settings.keys is None else settings.keys.get_secret_value(), f"{PREFIX}KEYS")
+        Keyring((), settings.keys_file)
+    except (KeysWrong, OSError) as error:
+        return _wrong(str(error))
+    return _serve(settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="verify every model folder as the server would")
     bench = commands.add_parser("bench", help="send load to a running server and report throughput and latency")
     add_arguments(bench)
+    key = commands.add_parser("key", help="make an API key; prints the key and the line that the server needs")
+    key.add_argument("name", help="whose it is; appears in logs")
+    key.add_argument("--scopes", default="generate", help=f"parted by a comma: {', '.join(SCOPES)}")
+    key.add_argument("--rate", metavar="PER_S", help="requests a second; the server's rate_per_s by default")
+    key.add_argument("--burst", help="requests at once; the server's rate_burst by default")
+    key.add_argument("--share", help="weight in the queue against others' 1, where the server is `fair`")
+    key.add_argument("--append", type=Path, metavar="FILE", help="add the line to this file, the server's keys_file")
     for name, field in Settings.model_fields.items():
         flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
         if field.annotation is bool:
@@ -58,8 +75,27 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         for item in error.errors(include_url=False):
             name = str(item["loc"][0])
             source = f"--{name.replace('_', '-')}" if name in flags else f"{PREFIX}{name.upper()}"
-            print(f"{source}: {item['msg']}, not {item['input']!r}", file=sys.stderr)
+            given = "" if name == "keys" else f", not {item['input']!r}"  # somebody may have put a key itself there
+            print(f"{source}: {item['msg']}{given}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    """Make a key: the key itself goes to standard output and nowhere else."""
+    secret = new_secret()
+    limits = [f"{name}={value}" for name in ("rate", "burst", "share") if (value := getattr(arguments, name))]
+    line = " ".join([arguments.name, f"sha256:{digest_of(secret.encode()).hex()}", arguments.scopes, *limits])
+    try:
+        (key,) = read_keys(line, "key")
+        if arguments.append:
+            append_key(arguments.append, key)
+    except (ValueError, OSError) as error:
+        return _wrong(str(error))
+    print(secret)
+    place = f"added to {arguments.append}" if arguments.append else "for the server's keys_file, or GANYMEDE_KEYS"
+    print(f"The key is shown this once: {key.name} sends it as `Authorization: Bearer ...`.", file=sys.stderr)
+    print(f"Its line, {place}:\n{key.line}", file=sys.stderr)
+    return 0
 
 
 def _serve(settings: Settings) -> int:

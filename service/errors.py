@@ -11,6 +11,7 @@ GanymedeError
 ├── Unavailable               nothing is wrong with the request; later or elsewhere it may pass
 │   ├── Overloaded            the queue is full or the deadline cannot be met; `retry_after_s`
 │   ├── NotReady              still starting, or draining
+│   │   └── ModelAsleep       not in memory now; asking for it loads it
 │   └── DeadlineExceeded      accepted, but the caller's deadline passed
 ├── RunFailed                 a run raised, or answered with the wrong rows, shape or values
 └── PackageError              a model folder is not what its manifest says
@@ -96,6 +97,18 @@ class Overloaded(Unavailable):
 
 class NotReady(Unavailable):
     """The server is still loading its models, or is draining."""
+
+
+class ModelAsleep(NotReady):
+    """The model is not in memory now; who asks for it waits until it is.
+
+    Args:
+        ref: `name@version`.
+    """
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} is not in memory; a request that draws loads it", reason="asleep")
+        self.ref = ref
 
 
 class DeadlineExceeded(Unavailable):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _SELF = Path("/proc/self")
+_M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 class _Mallinfo(ctypes.Structure):
@@ -73,6 +74,20 @@ def heap_bytes() -> dict[str, int]:
         return {}
     info = call()
     return {"used": info.uordblks + info.hblkhd, "free": info.fordblks}
+
+
+def bound_heaps(number: int) -> bool:
+    """Have all threads share so many of the C library's heaps; whether there was something to tell.
+
+    glibc gives each new thread a heap of its own, up to eight for each core. Threads come and go with every version of
+    a model, and what a version held would be strewn over all of them: memory that is free, and yet not to be given
+    back.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return False
+    return bool(mallopt(_M_ARENA_MAX, number))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 PREFIX = "GANYMEDE_"
 
@@ -30,6 +30,52 @@ class Settings(BaseModel):
     admin: bool = Field(
         False,
         description="Whether `POST /models/{name}/load` and `/unload` answer. On only where the port is not public.",
+    )
+    keys: SecretStr | None = Field(
+        None,
+        description="API keys as hashes: lines that `python -m service key` makes, parted by `;`. With any, every call "
+        "but health, metrics and static pages needs one.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="File of such lines. Read again within 2 seconds of a change: keys come and go without a restart.",
+    )
+    rate_per_s: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Requests a second for each key, or address where there are no keys; beyond it 429. A key's line "
+        "may say otherwise. Unset: no limit.",
+    )
+    rate_burst: float | None = Field(
+        None,
+        ge=1,
+        le=1e6,
+        description="Requests that may come at once before `rate_per_s` counts. Unset: one second's.",
+    )
+    fair: bool = Field(
+        False,
+        description="Whether clients (keys, or addresses) take turns in the queue: who asks for more than others waits "
+        "for itself.",
+    )
+    forwarded: bool = Field(
+        False,
+        description="Whether a client's address is the last of `X-Forwarded-For`. On only behind a balancer that "
+        "writes it.",
+    )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names that this server answers to, comma-separated, `*.example.org` for all below one; others get "
+        "421. Unset: all.",
+    )
+    origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose scripts may use the API (CORS), comma-separated: `https://app.example.org`, or `*`. "
+        "Unset: none.",
+    )
+    security_headers: bool = Field(
+        False,
+        description="Whether every answer forbids browsers to guess its type, to frame it and to send referrers.",
     )
     playground: bool = Field(True, description="Whether the web page at `/` is served. Turn off for a pure API.")
 
@@ -73,6 +119,22 @@ class Settings(BaseModel):
         gt=0,
         le=3600,
         description="Seconds between looks for new model folders. Longer on slow network disks.",
+    )
+
+    watch_models: bool = Field(
+        False,
+        description="Whether the system tells of changes in the models' folder, besides looking every `poll_models_s`. "
+        "Sooner by a second; not on network disks, which do not tell.",
+    )
+    load_on_demand: bool = Field(
+        False,
+        description="Whether a model stays on the disk until it is asked for. The first answer waits for the load.",
+    )
+    memory_budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Most bytes of all models' weights in memory; beyond it the one used longest ago gives way until "
+        "it is asked for again. Half of the memory there is: working memory comes on top. Unset: all stay.",
     )
 
     versions_kept: int = Field(
@@ -235,6 +297,11 @@ class Settings(BaseModel):
         description="Side in pixels of a large image's tiles. Larger wastes less at the seams, smaller waits less.",
     )
 
+    @property
+    def with_keys(self) -> bool:
+        """Whether keys are asked for."""
+        return self.keys is not None or self.keys_file is not None
+
     @model_validator(mode="before")
     @classmethod
     def _from_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +311,7 @@ class Settings(BaseModel):
         }
         return {**found, **given}
 
-    @field_validator("providers", "devices", mode="before")
+    @field_validator("providers", "devices", "hosts", "origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -269,8 +336,12 @@ class Settings(BaseModel):
         "lanes",
         "threads_per_lane",
         "poll_models_s",
+        "keys_file",
+        "rate_per_s",
+        "rate_burst",
         "cache",
         "device_memory_bytes",
+        "memory_budget_bytes",
         "devices",
         "shrink_after_s",
         mode="before",

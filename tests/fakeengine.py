@@ -76,6 +76,7 @@ class FakeEngine:
         self.stats_by_ref = {ref: idle() for ref in self.infos}
         self.memory_stats = MemoryStats(1 << 20)
         self.refused = {}
+        self.asleep: list[str] = []
         self.ready = False
         self.draining = False
         self.opened = asyncio.Event()

@@ -123,9 +123,11 @@ class ModelPage(ModelSummary):
 
 
 class ModelList(BaseModel):
-    """All loaded models, and the folders that failed verification with the reason."""
+    """All loaded models, those that are loaded when asked for, and the folders that failed verification with the
+    reason."""
 
     models: list[ModelSummary]
+    asleep: list[str]
     refused: dict[str, str]
 
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
 from service.api import answers, edits, motion_body, motions, pages, problems, projections, routes, schemas
 from service.api.direct import Direct
 from service.api.fast import Front
+from service.api.guard import Guard
 from service.api.ledger import Ledger
+from service.api.middleware.access import Access
 from service.api.middleware.context import RequestContext
 from service.api.middleware.limits import BodyLimit
 from service.api.parts import Parts
@@ -25,6 +28,27 @@ if TYPE_CHECKING:
     from service.engine.engine import Engine
 
 DESCRIPTION = "Images from generative adversarial networks, over HTTP. The same request is the same picture."
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+)
+"""Of every answer, where they are asked for. Pages have a content security policy of their own always."""
+CROSS_ORIGIN: dict[str, Any] = {
+    "allow_methods": ["GET", "HEAD", "POST"],
+    "allow_headers": [
+        "Authorization", "Content-Type", "If-None-Match", "Traceparent", "X-API-Key", "X-Priority", "X-Request-Id",
+        "X-Request-Timeout-Ms",
+    ],
+    "expose_headers": [
+        "ETag", "Retry-After", "Retry-After-Ms", "Server-Timing", "Traceparent", "X-Label", "X-Model", "X-Request-Id",
+        "X-Resized", "X-Seed", "X-Seeds",
+    ],
+    "max_age": 600,
+}  # fmt: skip
+"""What scripts of other origins may send and read. Keys go in headers; the browser's own credentials are of no use."""
+
 _log = logging.getLogger("ganymede")
 
 
@@ -55,9 +79,15 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     uploading = (*edits.router.routes, *projections.router.routes)
     uploads = {route.path: settings.max_upload_bytes for route in uploading if isinstance(route, APIRoute)}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=uploads)
-    ledger = Ledger(metrics, settings.access_log, lambda: parts.draining)
+    guard = Guard.of(settings)
+    if guard is not None:
+        app.add_middleware(Access, guard=guard)
+    if settings.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CROSS_ORIGIN)
+    told = SECURITY_HEADERS if settings.security_headers else ()
+    ledger = Ledger(metrics, settings.access_log, lambda: parts.draining, told)
     app.add_middleware(RequestContext, ledger=ledger)
-    app.state.front = Front(parts, ledger)
+    app.state.front = Front(parts, ledger, guard)
     problems.install(app, _methods)
     app.include_router(routes.router)
     app.include_router(edits.router)
@@ -66,7 +96,7 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     app.include_router(pages.router)
     if settings.playground:
         app.include_router(pages.site)
-    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    app.openapi = _openapi(app, settings.with_keys)  # type: ignore[method-assign]
     return app
 
 
@@ -88,6 +118,9 @@ def engine_of(settings: Settings) -> "Engine":
             max_whole_pixels=settings.max_whole_pixels,
             max_result_pixels=settings.max_result_pixels,
             poll_models_s=settings.poll_models_s,
+            watch_models=settings.watch_models,
+            load_on_demand=settings.load_on_demand,
+            memory_budget_bytes=settings.memory_budget_bytes,
             versions_kept=settings.versions_kept,
             run_timeout_s=settings.run_timeout_s,
             device_memory_bytes=settings.device_memory_bytes,
@@ -148,8 +181,8 @@ async def _open(parts: Parts) -> None:
     _log.info("serving %s", loaded or f"no model: {parts.settings.models} has none that passed")
 
 
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's document, with the schemas that the routes only refer to."""
+def _openapi(app: FastAPI, with_keys: bool) -> Callable[[], dict[str, Any]]:
+    """FastAPI's document, with the schemas that the routes only refer to, and how a key is sent."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -168,6 +201,9 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 components[model.__name__] = schema
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)
+        if with_keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
         for path in document["paths"].values():
             for operation in path.values():
                 reply = operation["responses"].get("422", {})

@@ -6,6 +6,7 @@ whole over a plain connection does not even get here: see `fast.py`.
 """
 
 import asyncio
+from functools import partial
 from time import perf_counter
 
 from starlette.requests import ClientDisconnect, Request
@@ -17,9 +18,9 @@ from service.api.parts import Parts
 from service.api.pictures import is_small
 from service.api.plain import Headers, PlainResponse, Reply
 from service.api.record import record_of
-from service.api.requests import timeout_of, while_connected
+from service.api.requests import once_awake, timeout_of, while_connected
 from service.api.strict_json import read_body
-from service.errors import GanymedeError
+from service.errors import GanymedeError, ModelAsleep
 
 
 class Direct:
@@ -53,7 +54,12 @@ async def serve(request: Request, parts: Parts, begin: Begin) -> Reply:
     record, headers = record_of(request), Headers(request.scope["headers"])
     record.task = TASK  # of all hot endpoints; before anything is refused
     body = await read_body(request, timeout_of(headers, parts)) if request.method == "POST" else b""
-    drawing = begin(parts, Asked(record, headers, request.scope["query_string"], body))
+    asked = Asked(record, headers, request.scope["query_string"], body)
+    try:
+        drawing = begin(parts, asked)
+    except ModelAsleep:
+        look = partial(begin, parts, asked)
+        drawing = await while_connected(request, once_awake(parts, look, timeout_of(headers, parts)))
     if isinstance(drawing, Reply):
         return drawing
     drawn = await while_connected(request, parts.engine.generate(**drawing.arguments))

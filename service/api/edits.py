@@ -123,7 +123,9 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
         asked = await read_upload(request, parts, task, known, held, _choices)
         form = choose("image", asked.choices[1], 1, headers_in.joined(b"accept"))
         left_s = max(0.001, timeout_s - (perf_counter() - record.started))
-        started = _begin(parts, task, asked, requests.number_of(headers_in, "X-Priority", 1, 9) or 5, left_s)
+        schedule: dict[str, Any] = {"priority": requests.number_of(headers_in, "X-Priority", 1, 9) or 5}
+        schedule |= {"timeout_s": left_s} | ({} if record.share is None else {"share": record.share})
+        started = _begin(parts, task, asked, schedule)
         painting = await requests.while_connected(request, started)
         record.model = painting.model
         headers = {"x-model": painting.model, "vary": "Accept"}
@@ -146,16 +148,12 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     return Response(body, 200, headers, form.media_type)
 
 
-async def _begin(parts: Parts, task: Task, asked: Asked, priority: int, timeout_s: float) -> "Painting":
+async def _begin(parts: Parts, task: Task, asked: Asked, schedule: dict[str, Any]) -> "Painting":
     """Hand the picture to the engine."""
-    ref, picture = asked.model.manifest.ref, asked.picture
+    name, picture = asked.name, asked.picture
     if task is Task.UPSCALE:
-        return await parts.engine.upscale(
-            ref, picture.rgb, alpha=picture.alpha, scale=asked.choices[0], priority=priority, timeout_s=timeout_s
-        )
-    return await parts.engine.translate(
-        ref, picture.rgb, alpha=picture.alpha, mask=asked.mask, priority=priority, timeout_s=timeout_s
-    )
+        return await parts.engine.upscale(name, picture.rgb, alpha=picture.alpha, scale=asked.choices[0], **schedule)
+    return await parts.engine.translate(name, picture.rgb, alpha=picture.alpha, mask=asked.mask, **schedule)
 
 
 def _choices(form: Form, model: "ModelInfo") -> tuple[int | None, str | None]:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api import problems
+from service.api.guard import Guard
 from service.api.hot import HOT, Asked, Begin, Drawing, answered, rendering, took
 from service.api.ledger import Ledger
 from service.api.parts import Parts
 from service.api.pictures import Rendered, is_small
 from service.api.plain import Headers, Reply
-from service.errors import GanymedeError
+from service.api.requests import once_awake, timeout_of
+from service.errors import GanymedeError, ModelAsleep
 
 if TYPE_CHECKING:
     from service.api.record import Record
@@ -35,14 +37,18 @@ _log = logging.getLogger("ganymede")
 class Front:
     """What connections need to serve hot requests by themselves."""
 
-    def __init__(self, parts: Parts, ledger: Ledger) -> None:
+    def __init__(self, parts: Parts, ledger: Ledger, guard: Guard | None = None) -> None:
         self.parts = parts
         self.ledger = ledger
+        self.guard = guard
+        self._origins = bool(parts.settings.origins)
         self._most_bytes = min(MOST_BYTES, parts.settings.max_body_bytes)
 
     def begin_of(self, method: bytes, url: bytes, headers: Headers) -> Begin | None:
         """What serves a request with this head; None where it is no plain request of a hot endpoint."""
         if self.parts.draining or headers.first(b"transfer-encoding") is not None:
+            return None
+        if self._origins and headers.first(b"origin") is not None:
             return None
         length = headers.first(b"content-length")
         if method == b"POST":
@@ -88,7 +94,7 @@ class Exchange:
         self._begin, self._url, self._headers = begin, url, headers
         self._record: Record
         self._drawing: Drawing
-        self._withdraw: Callable[[], None] | None = None
+        self._withdraw: Callable[[], object] | None = None
         self._began = 0.0
         self.started = perf_counter()
         self.body = b""
@@ -108,8 +114,19 @@ class Exchange:
         path, mark, query = self._url.partition(b"?")
         method = "GET" if mark else "POST"  # as `Front.begin_of` lets them in
         self._record = self._front.ledger.open(method, path.decode("ascii"), self._headers, self._client, self.started)
+        guard = self._front.guard
+        if guard is not None:
+            try:
+                guard.look(self._record, "/generate", self._headers, self._client)
+            except Exception as error:
+                self._fail(error)
+                return
+        self._begin_drawing(Asked(self._record, self._headers, query, self.body))
+
+    def _begin_drawing(self, asked: Asked) -> None:
+        """Never raises."""
         try:
-            drawing = self._begin(self._front.parts, Asked(self._record, self._headers, query, self.body))
+            drawing = self._begin(self._front.parts, asked)
             if isinstance(drawing, Reply):
                 self._send(drawing)
                 return
@@ -117,8 +134,22 @@ class Exchange:
             withdraw = self._front.parts.engine.start(done=self._drawn, **drawing.arguments)
             if not self.response_complete:
                 self._withdraw = withdraw
+        except ModelAsleep:
+            self._withdraw = asyncio.ensure_future(self._wake(asked)).cancel
         except Exception as error:
             self._fail(error)
+
+    async def _wake(self, asked: Asked) -> None:
+        """Begin when the model is in memory: the one way on which a hot request needs a task."""
+        parts = self._front.parts
+        try:
+            timeout_s = timeout_of(self._headers, parts)
+            await once_awake(parts, lambda: self._begin(parts, asked), timeout_s)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._withdraw = None
+            self._begin_drawing(asked)
 
     def leave(self) -> None:
         """The client is gone."""

@@ -34,6 +34,26 @@ class AdminOff(errors.InvalidRequest):
     """An operator's call while the setting `admin` is off."""
 
 
+class KeyMissing(errors.InvalidRequest):
+    """A key is asked for, and none was sent."""
+
+
+class KeyUnknown(errors.InvalidRequest):
+    """The key that was sent is none of this server's."""
+
+
+class ScopeMissing(errors.InvalidRequest):
+    """The key is known, but not for this."""
+
+
+class HostUnknown(errors.InvalidRequest):
+    """The request names another server."""
+
+
+class RateLimited(errors.Unavailable):
+    """The client has asked more often than it may."""
+
+
 class FileMissing(errors.InvalidRequest):
     """The model is there, but not this file of it."""
 

@@ -87,7 +87,7 @@ def linked(parts: Parts, asked: Asked) -> Drawing | Reply:
     form = _settled(parts, record, recipe, accept, "image")
     pinned = recipe.request.model == recipe.ref
     seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
-    cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
+    cache = f"{parts.cached_by}, max-age={seconds}" + (", immutable" if pinned else "")
     own = [(b"cache-control", cache.encode("ascii")), _VARY]
     if recipe.tag is not None:
         tag = entity_tag(recipe.tag, seeds)
@@ -146,8 +146,8 @@ def _settled(parts: Parts, record: Record, recipe: Recipe, accept: str | None, s
 
 
 def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s: float) -> dict[str, Any]:
-    request = recipe.request
-    return {
+    request, share = recipe.request, asked.record.share
+    arguments: dict[str, Any] = {
         "model": request.model,
         "seeds": seeds,
         "count": request.count,
@@ -159,3 +159,6 @@ def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s:
         "timeout_s": timeout_s,
         "lone": asked.record.lone,
     }
+    if share is not None:
+        arguments["share"] = share
+    return arguments

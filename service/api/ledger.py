@@ -1,7 +1,7 @@
 """Each request's record, whichever way it is served: opened with its ids, told in its answer's head, closed once."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from time import perf_counter
 
@@ -36,9 +36,17 @@ class Ledger:
         metrics: counts requests in flight and those that are over.
         access_log: whether each request is a line in the log.
         draining: whether the server is about to stop; its answers then end their connections.
+        told: further headers of every answer.
     """
 
-    def __init__(self, metrics: Metrics, access_log: bool, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        access_log: bool,
+        draining: Callable[[], bool],
+        told: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self._told = tuple(told)
         self._metrics = metrics
         self._access_log = access_log
         self.draining = draining
@@ -80,6 +88,7 @@ class Ledger:
     def headers(self, record: Record) -> list[tuple[bytes, bytes]]:
         """What the head of every answer ends with: id, timings so far, trace context."""
         told = [
+            *self._told,
             (b"x-request-id", record.request_id.encode("ascii")),
             (b"server-timing", record.server_timing().encode("ascii")),
             (b"traceparent", record.traceparent().encode("ascii")),

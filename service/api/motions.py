@@ -126,18 +126,23 @@ async def animation(request: Request, parts: PartsDep) -> Response:
     record_of(request).task = TASK
     pairs = parse_qsl(request.url.query, keep_blank_values=True)
     asked = parse_interpolate_query(pairs, max_images=parts.settings.max_images)
-    model = requests.serving(parts, asked.model, Task.GENERATE)
+    model = await _serving(request, parts, asked)
     pinned = asked.model == model.ref
     seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
-    cache = f"public, max-age={seconds}" + (", immutable" if pinned else "")
+    cache = f"{parts.cached_by}, max-age={seconds}" + (", immutable" if pinned else "")
     return await _answer(request, parts, asked, {"cache-control": cache})
+
+
+async def _serving(request: Request, parts: Parts, asked: InterpolateRequest) -> "ModelInfo":
+    timeout_s = requests.timeout_of(Headers(request.scope["headers"]), parts)
+    return await requests.once_awake(parts, partial(requests.serving, parts, asked.model, Task.GENERATE), timeout_s)
 
 
 async def _answer(request: Request, parts: Parts, asked: InterpolateRequest, headers: dict[str, str]) -> Response:
     """Latents of all frames, then the frames, in the form that is wanted."""
     record, headers_in = record_of(request), Headers(request.scope["headers"])
     record.stages["read"] = perf_counter() - record.started
-    model = requests.serving(parts, asked.model, Task.GENERATE)
+    model = await _serving(request, parts, asked)
     record.model = model.ref
     form = choose_motion(asked.as_, asked.format, headers_in.joined(b"accept"))
     tag = _tag(parts, model, asked, form)
@@ -173,7 +178,9 @@ async def _begin(parts: Parts, asked: InterpolateRequest, record: Record, header
     track = Track(asked.frames, asked.method, asked.space, asked.loop)  # type: ignore[arg-type]  # checked by the field
     left_s = max(0.001, requests.timeout_of(headers, parts) - (perf_counter() - record.started))
     priority = requests.number_of(headers, "X-Priority", 1, 9) or 5
-    return await parts.engine.interpolate(asked.model, keys, track, priority=priority, timeout_s=left_s)
+    schedule: dict[str, Any] = {"priority": priority, "timeout_s": left_s}
+    schedule |= {} if record.share is None else {"share": record.share}
+    return await parts.engine.interpolate(asked.model, keys, track, **schedule)
 
 
 def _note(record: Record, motion: "Motion") -> None:

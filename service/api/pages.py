@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.api import answers, faults, problems
 from service.api.negotiation import field_of, matches, parse_accept, quality
-from service.api.parts import PartsDep
+from service.api.parts import Parts, PartsDep
 from service.errors import UnknownModel
 from service.manifest import CARD_FILE, SAMPLES_FILE
 
@@ -69,13 +69,13 @@ _FILE = problems.responses(UnknownModel, faults.FileMissing)
 @router.get("/models/{name}/samples.png", summary="A model's sample grid", response_class=Response, responses=_FILE)
 async def samples(name: str, request: Request, parts: PartsDep) -> Response:
     """The picture that was exported with the model."""
-    return await _model_file(request, parts.engine.model(name).folder, SAMPLES_FILE, "image/png")
+    return await _model_file(request, parts, name, SAMPLES_FILE, "image/png")
 
 
 @router.get("/models/{name}/card", summary="A model's card", response_class=Response, responses=_FILE)
 async def card(name: str, request: Request, parts: PartsDep) -> Response:
     """Markdown: what the model draws, its data, metrics and limits."""
-    return await _model_file(request, parts.engine.model(name).folder, CARD_FILE, "text/markdown; charset=utf-8")
+    return await _model_file(request, parts, name, CARD_FILE, "text/markdown; charset=utf-8")
 
 
 @site.get("/")
@@ -96,9 +96,13 @@ async def asset(name: str, request: Request) -> Response:
     return _page(request, name)
 
 
-async def _model_file(request: Request, folder: Path, name: str, content_type: str) -> Response:
-    body = await asyncio.to_thread(_own_file, folder, name)
-    headers = {"etag": _tag(body), "cache-control": "public, max-age=60", "x-content-type-options": "nosniff"}
+async def _model_file(request: Request, parts: Parts, model: str, name: str, content_type: str) -> Response:
+    body = await asyncio.to_thread(_own_file, parts.engine.model(model).folder, name)
+    headers = {
+        "etag": _tag(body),
+        "cache-control": f"{parts.cached_by}, max-age=60",
+        "x-content-type-options": "nosniff",
+    }
     if matches(headers["etag"], field_of(request, "if-none-match")):
         return Response(status_code=304, headers=headers)
     return Response(body, headers={**headers, "content-type": content_type})

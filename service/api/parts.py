@@ -31,8 +31,11 @@ class Parts:
     encode_options: EncodeOptions = field(init=False)
     """Qualities from the settings."""
     recipes: Recipes = field(init=False)
+    cached_by: str = field(init=False)
+    """`public`, or `private` where keys are asked for: a cache between must not hand on what it got with one."""
 
     def __post_init__(self) -> None:
+        self.cached_by = "private" if self.settings.with_keys else "public"
         self.encode_options = EncodeOptions(self.settings.jpeg_quality, self.settings.webp_quality)
         self.recipes = Recipes(self.settings.max_images)
         self.encoders = ThreadPoolExecutor(self.settings.encode_threads, thread_name_prefix="encode")
@@ -46,7 +49,7 @@ class Parts:
             return "failed"
         if not self.opened:
             return "loading"
-        if not self.engine.models():
+        if not self.engine.models() and not self.engine.asleep:
             return "no-models"
         return "ready" if self.engine.ready else "loading"
 

@@ -21,10 +21,15 @@ from service.api.faults import (
     BodyTooSlow,
     ClientGone,
     FileMissing,
+    HostUnknown,
     Invalid,
+    KeyMissing,
+    KeyUnknown,
     MalformedBody,
     MalformedForm,
     NotAcceptable,
+    RateLimited,
+    ScopeMissing,
     UnsupportedMediaType,
     pointer,
 )
@@ -57,6 +62,11 @@ KINDS: dict[type[Exception], Kind] = {
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body's type is not read here"),
     NotAcceptable: Kind(406, "not-acceptable", "Nothing acceptable can be sent"),
     AdminOff: Kind(403, "admin-off", "Operator calls are off"),
+    KeyMissing: Kind(401, "key-missing", "A key is needed"),
+    KeyUnknown: Kind(401, "key-unknown", "The key is not known"),
+    ScopeMissing: Kind(403, "scope-missing", "The key is not for this"),
+    HostUnknown: Kind(421, "host-unknown", "Not a name of this server"),
+    RateLimited: Kind(429, "rate-limited", "Asked too often"),
     FileMissing: Kind(404, "file-missing", "The model has no such file"),
     errors.InvalidRequest: Kind(422, "invalid-request", "The request is not valid"),
     errors.Overloaded: Kind(429, "overloaded", "Too much is waiting"),
@@ -67,6 +77,13 @@ KINDS: dict[type[Exception], Kind] = {
     errors.PackageError: Kind(409, "model-refused", "The model folder failed verification"),
     errors.GanymedeError: Kind(500, "internal", "Internal error"),
 }
+
+CHALLENGES: dict[type[Exception], str] = {
+    KeyMissing: 'Bearer realm="ganymede"',
+    KeyUnknown: 'Bearer realm="ganymede", error="invalid_token"',
+    ScopeMissing: 'Bearer realm="ganymede", error="insufficient_scope"',
+}
+"""What `WWW-Authenticate` says (RFC 6750, 3)."""
 
 DETAIL_CHARACTERS = 1000
 """A detail may repeat what the client sent; this is as much as a person reads."""
@@ -109,6 +126,8 @@ def reply_to(error: errors.GanymedeError, record: Record | None, path: str = "")
             headers = {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
     if isinstance(error, UnsupportedMediaType):
         headers["accept-post"] = ", ".join(map(str, error.allowed or ["application/json"]))
+    if type(error) in CHALLENGES:
+        headers["www-authenticate"] = CHALLENGES[type(error)]
     if isinstance(error, (BodyTooLarge, BodyTooSlow)):  # the rest of the body is not waited for
         headers["connection"] = "close"
     if record is not None:

@@ -128,9 +128,10 @@ async def project(request: Request, parts: PartsDep) -> Response:
         choices, picture = asked.choices, asked.picture
         form = choose_projection(choices.shape, choices.fmt, headers_in.joined(b"accept"))
         work = parts.engine.project(
-            asked.model.ref, picture.rgb, alpha=picture.alpha, passes=choices.passes, label=choices.label,
+            asked.name, picture.rgb, alpha=picture.alpha, passes=choices.passes, label=choices.label,
             priority=requests.number_of(headers_in, "X-Priority", 1, 9) or 5,
             timeout_s=max(0.001, timeout_s - (perf_counter() - record.started)),
+            **({} if record.share is None else {"share": record.share}),
         )  # fmt: skip
         found = await requests.while_connected(request, work)
     record.model = found.model

@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -36,8 +37,10 @@ PICTURES_HELD = 4
 
 @dataclass(frozen=True)
 class Upload(Generic[C]):
-    """A request that was read and decoded. `choices` are what its fields ask for, `digest` is of the uploaded bytes."""
+    """A request that was read and decoded. `name` is the model as it was asked for: another version may take its place
+    before the picture is drawn. `choices` are what its fields ask for, `digest` is of the uploaded bytes."""
 
+    name: str
     model: "ModelInfo"
     picture: Decoded
     mask: npt.NDArray[np.uint8] | None
@@ -58,17 +61,22 @@ async def read_upload(
     """
     record, settings = record_of(request), parts.settings
     uploads, pictures = _rooms(request, parts)
-    query = query_fields(request)
+    query, timeout_s = query_fields(request), requests.timeout_of(Headers(request.scope["headers"]), parts)
+
+    def serving(name: str) -> "Awaitable[ModelInfo]":
+        return requests.once_awake(parts, partial(requests.serving, parts, name, task), timeout_s)
+
     if "model" in query:  # refused before a byte of the body is read
-        requests.serving(parts, query["model"], task)
+        await serving(query["model"])
     size = expected_bytes(request, settings.max_upload_bytes)
     with uploads.taken(size):
-        body = await read_body(request, size, requests.timeout_of(Headers(request.scope["headers"]), parts))
+        body = await read_body(request, size, timeout_s)
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")
         form = await apart(parts, lambda: take_apart(body, content_type, query, known))
-        model = requests.serving(parts, _required(form, "model"), task)
+        name = _required(form, "model")
+        model = await serving(name)
         record.model = model.manifest.ref
         choices = choose(form, model)
         if "image" not in form.files:
@@ -79,7 +87,7 @@ async def read_upload(
         held.enter_context(pictures.taken(header.width * header.height))
         picture, mask, digest = await apart(parts, lambda: _decode(form, header, limits))
     record.stages["decode"] = perf_counter() - started
-    return Upload(model, picture, mask, choices, digest)
+    return Upload(name, model, picture, mask, choices, digest)
 
 
 async def apart(parts: Parts, work: Callable[[], T]) -> T:

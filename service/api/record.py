@@ -14,6 +14,7 @@ from service.metrics import Metrics
 
 if TYPE_CHECKING:
     from service.engine.engine import Timings
+    from service.engine.fairness import Share
 
 STATE_KEY = "ganymede_record"
 _access = logging.getLogger("ganymede.access")
@@ -44,6 +45,10 @@ class Record:
     coalesced: bool = False
     lone: bool = False
     """No other request is being answered, and lately none came over another connection."""
+    caller: str | None = None
+    """The key's name, or the address, where callers are told apart."""
+    share: "Share | None" = None
+    """Whose turn it is, where clients take turns."""
 
     def take(self, timings: "Timings") -> None:
         """Adopt the timings that ride on the engine's result, which has just come.
@@ -101,6 +106,8 @@ def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
         fields["batch_rows"] = record.batch_rows
     if record.coalesced:
         fields["coalesced"] = True
+    if record.caller is not None:
+        fields["caller"] = record.caller
     if record.rejected is not None:
         fields["rejected"] = record.rejected
     _access.info("%s %s %d", record.method, record.path, record.status, extra={"fields": fields})

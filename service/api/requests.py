@@ -1,7 +1,7 @@
 """What every endpoint that draws asks of its request: model, schedule, and whether the client is still there."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +11,7 @@ from service.api import faults
 from service.api.parts import Parts
 from service.api.plain import Headers
 from service.api.strict_json import shown
-from service.errors import GanymedeError, InvalidRequest, NotReady, TaskNotServed, UnknownModel
+from service.errors import GanymedeError, InvalidRequest, ModelAsleep, NotReady, TaskNotServed, UnknownModel
 from service.manifest import Task
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def serving(parts: Parts, name: str, task: Task) -> "ModelInfo":
     """The loaded model, if it serves the task.
 
     Raises:
-        UnknownModel, NotReady; TaskNotServed: names the endpoint that is right for the model.
+        UnknownModel, NotReady, ModelAsleep; TaskNotServed: names the endpoint that is right for the model.
     """
     try:
         model = parts.engine.model(name)
@@ -86,6 +86,24 @@ def timeout_of(headers: Headers, parts: Parts) -> float:
     """
     asked = number_of(headers, "X-Request-Timeout-Ms", 1, 3_600_000)
     return parts.settings.timeout_s if asked is None else asked / 1000
+
+
+async def once_awake(parts: Parts, look: Callable[[], T], timeout_s: float) -> T:
+    """What `look` returns; where the model that it looks for is not in memory, when it is.
+
+    Args:
+        look: raises ModelAsleep until then.
+        timeout_s: of the request, from now.
+
+    Raises:
+        What `look` raises; DeadlineExceeded: the model is not in memory by then.
+    """
+    end_s = asyncio.get_running_loop().time() + timeout_s
+    while True:  # it may be put to sleep again before its turn, and a version that is refused leaves an older one
+        try:
+            return look()
+        except ModelAsleep as asleep:
+            await parts.engine.wake(asleep.ref, max(0.0, end_s - asyncio.get_running_loop().time()))
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -100,9 +100,10 @@ async def picture(request: Request, parts: PartsDep) -> Response:
 
 @router.get("/models", summary="What is served", response_model=answers.ModelList)
 async def models(request: Request, parts: PartsDep) -> JSONResponse:
-    """All loaded models, and the folders that were refused, with the reason."""
+    """All loaded models, those that are loaded when asked for, and the folders that were refused, with the reason."""
     loaded = sorted(parts.engine.models(), key=lambda model: (model.manifest.name, -model.manifest.version))
-    return JSONResponse({"models": [_summary(model) for model in loaded], "refused": parts.engine.refused})
+    told = {"models": [_summary(model) for model in loaded], "asleep": parts.engine.asleep}
+    return JSONResponse(told | {"refused": parts.engine.refused})
 
 
 @router.get(

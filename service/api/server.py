@@ -18,6 +18,7 @@ from service.api.app import create_app
 from service.api.connection import BoundedConnection
 from service.api.parts import Parts
 from service.api.record import JsonFormatter, TextFormatter
+from service.process import bound_heaps
 from service.settings import Settings
 
 _log = logging.getLogger("ganymede")
@@ -37,6 +38,8 @@ def serve(settings: Settings) -> int:
     """Serve until a signal; the exit status: 0 drained, 1 the models or the port could not be opened."""
     start_logs(settings)
     sys.setswitchinterval(SWITCH_S)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        bound_heaps(max(2, (os.cpu_count() or 1) // 4))  # as few as have not been seen to be waited for
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -48,6 +51,7 @@ def serve(settings: Settings) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # whom to believe is said by `forwarded`, for both ways of a request
         timeout_keep_alive=math.ceil(settings.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )

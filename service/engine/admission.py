@@ -5,9 +5,11 @@ An idle lane refuses nobody: its run costs nobody else anything, and keeps the p
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from service.engine.fairness import Share, level, slowness
 from service.engine.pricing import PRIORITIES, Arrivals, Margin, Promises, RunCosts, begun_s
 from service.errors import Overloaded
 
@@ -21,6 +23,17 @@ HEADROOM_RUN, HEADROOM_S = 0.25, 0.03
 ABREAST = 1.2
 """Whoever is refused is told to come after those who were told before, even where runs have become faster since: else
 all would come at once who are refused while that happens. But no later than by this factor."""
+DEMAND_S = 1.0
+"""Seconds over which it is averaged what a client asks for: some requests of those who ask now and then."""
+LEVEL_S = 0.02
+"""How often it is reckoned anew what that leaves for each."""
+LEAST_RATE = 0.01
+"""Rows a second below which a client is forgotten."""
+MOST_ROWS = 2.0
+"""Rows that may wait where clients take turns, as a multiple of what may otherwise: each new client may queue
+something, and addresses are many. Beyond it nobody is let in before others."""
+MOST_GATES = 1000
+"""Clients whose promises and margins are remembered, the last asked for longest."""
 EARLY_S = 0.005
 """Whoever comes back so much before the time is on time: clocks and timers are no better."""
 
@@ -45,6 +58,8 @@ class Line:
         ahead: those of them that go first.
         ends_s: seconds until each lane is free, ascending.
         batch: rows that a run takes while more wait.
+        slow: where clients take turns, `waiting` are a client's own rows, and the machine is so many times slower for
+            them; see `fairness.slowness`. `ahead` counts others' in between.
     """
 
     now_s: float
@@ -52,6 +67,7 @@ class Line:
     ahead: int
     ends_s: list[float]
     batch: int
+    slow: float = 1.0
 
 
 class Gate:
@@ -135,7 +151,7 @@ class Gate:
         if line.waiting + asked.rows <= self.max_rows / 2 and done_s <= limit_s / 2:
             return True
         fits = line.waiting + kept + asked.rows <= self.max_rows
-        return fits and self.done_s(line, line.ahead + before, asked.rows) <= limit_s
+        return fits and self.done_s(line, line.ahead + round(before * line.slow), asked.rows) <= limit_s
 
     def _retry_s(self, asked: Asked, line: Line, limit_s: float, kept: int, before: int) -> float:
         """Seconds until there is room for the request behind those who were promised theirs.
@@ -146,20 +162,20 @@ class Gate:
         """
         run_s = self.costs.run_s(line.batch)
         leave = line.waiting + kept + asked.rows - self.max_rows
-        room_s = begun_s(leave, line.ends_s, run_s, line.batch) if leave > 0 else 0.0
-        ahead = line.ahead + before
+        room_s = begun_s(leave, line.ends_s, run_s * line.slow, line.batch) if leave > 0 else 0.0
+        ahead = line.ahead + round(before * line.slow)
         idle_s = begun_s(ahead + 1, line.ends_s, run_s, line.batch)  # an idle lane refuses nobody
         slack = self.costs.slack
         late_s = self.done_s(line, ahead, asked.rows) * slack - limit_s
         wait_s = max(0.0, room_s * slack, min(late_s, idle_s * slack))
-        queue_s = begun_s(self.max_rows, line.ends_s, run_s, line.batch)
+        queue_s = begun_s(self.max_rows, line.ends_s, run_s * line.slow, line.batch)
         bound_s = max(run_s, min(limit_s, queue_s))
         headroom_s = min(HEADROOM * wait_s * min(1.0, wait_s / bound_s / 2), HEADROOM_LIMIT * bound_s)
         return wait_s + headroom_s + min(HEADROOM_RUN * run_s, HEADROOM_S)
 
     def _pace_s(self, asked: Asked, line: Line) -> float:
         """Seconds in which all lanes together serve such a request."""
-        return asked.rows * self.costs.run_s(line.batch) / line.batch / len(line.ends_s)
+        return asked.rows * self.costs.run_s(line.batch) * line.slow / line.batch / len(line.ends_s)
 
     def _refused(self, asked: Asked, line: Line, limit_s: float, full: bool) -> Overloaded:
         kept, before = self.promises.rows(PRIORITIES), self.promises.rows(asked.priority)
@@ -177,3 +193,83 @@ class Gate:
         why = "the queue is full" if full else "the deadline cannot be met"
         reason = "queue_full" if full else "deadline"
         return Overloaded(f"{self.name}: {why}; come again in {retry_s:.3f} s", retry_after_s=retry_s, reason=reason)
+
+
+class Gates:
+    """Where clients take turns: a gate for each, who waits, and what each asks for.
+
+    A client sees its own rows alone, on a machine that is slower by its share: how many others queue beyond theirs
+    does not concern it, and places that they were promised are not kept from it. Its part of the queue is its share
+    too.
+
+    Args:
+        usual: the gate of those who do not take turns; the others are like it.
+    """
+
+    def __init__(self, usual: Gate) -> None:
+        self._usual = usual
+        self._gates: OrderedDict[Hashable, Gate] = OrderedDict()
+        self._waiting: dict[Share, list[int]] = {}
+        self._asked: dict[Share, Arrivals] = {}
+        self._level, self._total, self._levelled_s = math.inf, 0.0, -math.inf
+
+    def of(self, share: Share) -> Gate:
+        """A client's gate."""
+        gate = self._gates.get(share.client)
+        if gate is None:
+            usual = self._usual
+            gate = self._gates[share.client] = Gate(usual.name, usual.costs, usual.max_rows, usual.max_s)
+            if len(self._gates) > MOST_GATES:
+                self._gates.popitem(last=False)
+        self._gates.move_to_end(share.client)
+        return gate
+
+    def asked(self, share: Share, rows: int, now_s: float) -> None:
+        """A client asks for so many rows, let in or not."""
+        known = self._asked.get(share)
+        if known is None:
+            known = self._asked[share] = Arrivals(DEMAND_S)
+        known.count(rows, now_s)
+
+    def queued(self, share: Share, priority: int, rows: int) -> None:
+        """So many rows of a client wait from now on, or no longer, where the number is negative."""
+        waiting = self._waiting.get(share)
+        if waiting is None:
+            waiting = self._waiting[share] = [0] * PRIORITIES
+        waiting[priority] += rows
+        if not any(waiting):
+            del self._waiting[share]
+
+    def line(self, share: Share, priority: int, rows: int, line: Line) -> Line:
+        """The queue as a client's newcomer of so many rows sees it: see the class.
+
+        Args:
+            line: as who does not take turns sees it.
+        """
+        own = self._waiting.get(share, [])
+        capacity = len(line.ends_s) * line.batch / self._usual.costs.run_s(line.batch)
+        slow = self._slowness(share, capacity, line.now_s)
+        self._gates[share.client].max_rows = max(1, round(self._usual.max_rows / slow))
+        ahead = sum(own[: priority + 1])
+        turn = (ahead + rows) / share.weight  # others go for as long until these have gone, if they have as much
+        between = sum(
+            min(sum(waiting[: priority + 1]), turn * other.weight)
+            for other, waiting in self._waiting.items()
+            if other != share
+        )
+        ahead = round(max(ahead * slow, ahead + between))  # by who will come, or by who is there
+        return Line(line.now_s, sum(own), ahead, line.ends_s, line.batch, slow)
+
+    def promised_rows(self) -> int:
+        """Of all gates."""
+        return sum(gate.promises.rows() for gate in (self._usual, *self._gates.values()))
+
+    def _slowness(self, share: Share, capacity: float, now_s: float) -> float:
+        if now_s - self._levelled_s > LEVEL_S:
+            self._levelled_s = now_s
+            rates = {one: rate for one, asked in self._asked.items() if (rate := asked.rate(now_s)) > LEAST_RATE}
+            self._asked = {one: self._asked[one] for one in rates}
+            self._level = level([(one.weight, rate) for one, rate in rates.items()], capacity)
+            self._total = sum(rates.values())
+        own = self._asked.get(share)
+        return slowness(share, 0.0 if own is None else own.rate(now_s), self._total, self._level, capacity)

@@ -7,7 +7,6 @@ Everything but the session's run happens on the event loop's thread, so nothing 
 """
 
 import asyncio
-import bisect
 import logging
 import math
 import time
@@ -15,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.admission import Asked, Gate, Line
+from service.engine.admission import MOST_ROWS, Asked, Gate, Gates, Line
 from service.engine.entries import (
     USUAL,
     Answer,
@@ -30,8 +29,10 @@ from service.engine.entries import (
     signature_of,
     take,
 )
+from service.engine.fairness import Share
 from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
-from service.engine.pricing import PRIORITIES, RunCosts, left_s
+from service.engine.pricing import RunCosts, left_s
+from service.engine.queue import Queue
 from service.engine.session import Arrays, Session, Watch
 from service.engine.stats import BatcherStats
 from service.errors import DeadlineExceeded, GanymedeError, NotReady, Overloaded, RunFailed
@@ -107,7 +108,8 @@ class Batcher:
         self._measured = run_s is not None
         self._expected_s = self._costs.run_s if self._measured else None
         self._gate = Gate(name, self._costs, max_queue_rows, math.inf if max_queue_s is None else max_queue_s)
-        self._waiting = [0] * PRIORITIES
+        self._gates = Gates(self._gate)
+        self._queue = Queue(self._gates.queued)
         self._fill = float(policy.max_batch)
         self._loop = asyncio.get_running_loop()
         self._sessions = list(sessions)
@@ -117,8 +119,6 @@ class Batcher:
         self._lone_s = lone_s
         self._free = list(range(len(sessions)))
         self._running: dict[int, _Run] = {}
-        self._queue: list[Entry] = []
-        self._queue_rows = 0
         self._live: set[Entry] = set()
         self._arrivals = 0
         self._scheduled = False
@@ -132,7 +132,13 @@ class Batcher:
         self._rejected: Counter[str] = Counter()
 
     async def submit(
-        self, inputs: Arrays, *, priority: int = USUAL, deadline_s: float | None = None, lone: bool = False
+        self,
+        inputs: Arrays,
+        *,
+        priority: int = USUAL,
+        deadline_s: float | None = None,
+        lone: bool = False,
+        share: Share | None = None,
     ) -> Answer:
         """Queue a request's rows and wait for their answer. Cancelling the wait withdraws the rows.
 
@@ -141,6 +147,7 @@ class Batcher:
             priority: 1 (first) to 9.
             deadline_s: in the event loop's time; None waits for as long as it takes.
             lone: the caller knows of no other request that is being answered; see `lone_s`.
+            share: who asks, where clients take turns.
 
         Raises:
             Overloaded: the queue is full, or the deadline cannot be met; nothing was queued.
@@ -158,7 +165,7 @@ class Batcher:
             else:
                 future.set_exception(outcome)
 
-        entry = self.enqueue(inputs, done, priority=priority, deadline_s=deadline_s, lone=lone)
+        entry = self.enqueue(inputs, done, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
         try:
             return await future
         except asyncio.CancelledError:
@@ -166,7 +173,14 @@ class Batcher:
             raise
 
     def enqueue(
-        self, inputs: Arrays, done: Done, *, priority: int = USUAL, deadline_s: float | None = None, lone: bool = False
+        self,
+        inputs: Arrays,
+        done: Done,
+        *,
+        priority: int = USUAL,
+        deadline_s: float | None = None,
+        lone: bool = False,
+        share: Share | None = None,
     ) -> Entry:
         """As `submit`, for whoever waits otherwise than by a coroutine: a task costs more than a small run.
 
@@ -180,10 +194,14 @@ class Batcher:
             Overloaded, NotReady, DeadlineExceeded: nothing was queued, and `done` is not called.
         """
         rows = len(next(iter(inputs.values())))
-        priced_s = self._admit(inputs, rows, priority, deadline_s)
+        gate = self._gate
+        if share is not None:
+            gate = self._gates.of(share)
+            self._gates.asked(share, rows, self._clock())
+        priced_s = self._admit(inputs, rows, priority, deadline_s, gate, share)
         self._arrivals += 1
         now_s = self._clock()
-        self._gate.arrivals.count(rows, now_s)
+        gate.arrivals.count(rows, now_s)
         entry = Entry(inputs, rows, signature_of(inputs), now_s, self._arrivals, priority, deadline_s, priced_s)
         entry.done = done
         if lone and self._is_short(rows):
@@ -193,12 +211,7 @@ class Batcher:
         if deadline_s is not None:
             entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
         self._live.add(entry)
-        if self._queue and self._queue[-1].priority > priority:
-            bisect.insort(self._queue, entry, key=_rank)
-        else:
-            self._queue.append(entry)
-        self._queue_rows += rows
-        self._waiting[priority] += rows
+        self._queue.add(entry, share)
         self._schedule()
         return entry
 
@@ -206,11 +219,16 @@ class Batcher:
         """Nobody waits for the entry any more; its rows do not run unless they run already."""
         self._end(entry, None, "cancelled")
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and nothing runs."""
+        return not self._live and not self._running
+
     def stats(self) -> BatcherStats:
         """A snapshot, for metrics."""
-        oldest_s = min((entry.arrived_s for entry in self._queue), default=None)
+        oldest_s = min((entry.arrived_s for entry in self._queue.entries), default=None)
         return BatcherStats(
-            queue_rows=self._queue_rows,
+            queue_rows=self._queue.rows,
             queue_age_s=0.0 if oldest_s is None else max(0.0, self._clock() - oldest_s),
             lanes=len(self._lanes),
             lanes_busy=len(self._running),
@@ -225,7 +243,7 @@ class Batcher:
             rejected_total=dict(self._rejected),
             hung_total=self._hung,
             lanes_replaced_total=self._replaced,
-            promised_rows=self._gate.promises.rows(),
+            promised_rows=self._gates.promised_rows(),
         )
 
     async def drain(self, timeout_s: float) -> bool:
@@ -251,7 +269,9 @@ class Batcher:
         stopped = await asyncio.gather(*(asyncio.to_thread(lane.close, timeout_s) for lane in self._lanes))
         return all(stopped)
 
-    def _admit(self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None) -> float:
+    def _admit(
+        self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None, gate: Gate, share: Share | None
+    ) -> float:
         """Refuse at once what could only be refused later; else the predicted seconds, 0 where a lane is idle."""
         if not self._accepting:
             raise NotReady(f"{self.name}: shutting down", reason="draining")
@@ -268,13 +288,15 @@ class Batcher:
                     f"{self.name}: takes {least_s:.3f} s alone, the deadline is in {remaining_s:.3f} s"
                 )
         if self._free:
-            if self._queue_rows + rows > self._gate.max_rows:
+            if self._queue.rows + rows > gate.max_rows:
                 self._dispatch()
             if self._free and not self._queue:
                 return 0.0
         asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
+        if self._queue.rows + rows > MOST_ROWS * self._gate.max_rows:
+            gate, share = self._gate, None
         try:
-            return self._gate.admit(asked, self._line(priority))
+            return gate.admit(asked, self._line(asked, share))
         except Overloaded as error:
             self._rejected[error.reason] += 1
             raise
@@ -285,29 +307,26 @@ class Batcher:
             return False
         return rows <= self._policy_of(self._free[-1]).max_batch
 
-    def _line(self, priority: int) -> Line:
-        """The queue as a newcomer of this priority sees it."""
+    def _line(self, asked: Asked, share: Share | None) -> Line:
+        """The queue as a newcomer sees it; where clients take turns, its own, on a slower machine."""
         now_s, costs = self._clock(), self._costs
         ends_s = [left_s(costs.run_s(run.rows), now_s - run.started_s) for run in self._running.values()]
         ends_s += [0.0] * len(self._free)
         ends_s.sort()
-        return Line(now_s, self._queue_rows, sum(self._waiting[: priority + 1]), ends_s, max(1, round(self._fill)))
+        ahead = self._queue.ahead(asked.priority)
+        line = Line(now_s, self._queue.rows, ahead, ends_s, max(1, round(self._fill)))
+        return line if share is None else self._gates.line(share, asked.priority, asked.rows, line)
 
     def _dispatch(self) -> None:
         """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""
         self._scheduled = False
         while self._free and self._queue:
-            rows = min(self._queue_rows, self.policy.max_batch)
+            rows = min(self._queue.rows, self.policy.max_batch)
             here = not self._running and self._costs.curve_s(rows) <= HERE_SHARE * self._lone_s
             policy, free_lanes = self._policy_of(self._free[-1]), 1 if here else len(self._free)
-            decision = take(self._queue, self._loop.time(), policy, free_lanes, self._expected_s)
+            decision = take(self._queue.entries, self._loop.time(), policy, free_lanes, self._expected_s)
             for part in decision.slices:
-                part.entry.taken = part.stop
-                if part.entry.taken == part.entry.rows:
-                    self._queue.remove(part.entry)
-                rows = part.stop - part.start
-                self._queue_rows -= rows
-                self._waiting[part.entry.priority] -= rows
+                self._queue.take(part)
             if decision.slices:
                 if self._queue and len(self._free) == 1:
                     self._fill += FILL_WEIGHT * (decision.rows - self._fill)
@@ -447,11 +466,10 @@ class Batcher:
         if entry.priced_s and how in ("answered", "expired"):
             run_s = self._costs.run_s(max(1, round(self._fill)))
             took_s = self._clock() - entry.arrived_s + (run_s if how == "expired" else 0.0)  # at least
-            self._gate.margin.observe(entry.priced_s, took_s, run_s)
+            gate = self._gate if entry.share is None else self._gates.of(entry.share)
+            gate.margin.observe(entry.priced_s, took_s, run_s)
         if entry.taken < entry.rows:
             self._queue.remove(entry)
-            self._queue_rows -= entry.rows - entry.taken
-            self._waiting[entry.priority] -= entry.rows - entry.taken
         if self._idle is not None and not self._live and not self._idle.done():
             self._idle.set_result(None)
         done, entry.done = entry.done, None
@@ -462,7 +480,3 @@ class Batcher:
 def _wanted(index: int) -> bool:
     """Of a run on the loop: nobody can leave meanwhile."""
     return True
-
-
-def _rank(entry: Entry) -> tuple[int, int]:
-    return entry.rank

@@ -17,16 +17,18 @@ An engine belongs to the event loop that opened it; its methods are called on th
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import FIRST, LAST, USUAL
+from service.engine.fairness import Share
 from service.engine.flights import Flights
+from service.engine.loaded import LoadedModel
+from service.engine.looking import Looking
 from service.engine.memory import MemoryStats, memory_stats
 from service.engine.options import EngineOptions
 from service.engine.pipelines import generate as generating
@@ -38,11 +40,18 @@ from service.engine.pipelines.motion import KeyFrame, Motion, Track
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
 from service.engine.pipelines.project import Projected
 from service.engine.pipelines.rows import Labels, Rows
-from service.engine.repository import LoadedModel, Repository
+from service.engine.repository import Repository
 from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of, timings_of
 from service.engine.stats import sum_stats
 from service.engine.steering import Steering
-from service.errors import DeadlineExceeded, FileInvalid, InvalidRequest, NotReady, TaskNotServed
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelAsleep,
+    NotReady,
+    TaskNotServed,
+    UnknownModel,
+)
 from service.manifest import Manifest, Task
 
 __all__ = [
@@ -61,7 +70,7 @@ class Engine:
         self._repository: Repository | None = None
         self._opened = False
         self._draining = False
-        self._polling: asyncio.Task[None] | None = None
+        self._looking = Looking(options, lambda: self._open_repository().refresh())
         self._flights: Flights[generating.Drawn] = Flights()
 
     async def __aenter__(self) -> Self:
@@ -86,20 +95,19 @@ class Engine:
         self._repository = Repository(self.options, _check)
         await self._repository.refresh()
         self._opened = True
-        if self.options.poll_models_s is not None:
-            self._polling = asyncio.create_task(self._poll(self.options.poll_models_s))
+        self._looking.start()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests with NotReady; accepted ones finish, or end with NotReady after the timeout."""
         self._draining = True
-        await self._stop_polling()
+        await self._looking.stop()
         if self._repository is not None and not await self._repository.drain(timeout_s):
             log.warning("requests were cut off: not finished %.1f s after draining began", timeout_s)
 
     async def close(self) -> None:
         """End what is left, stop the lanes and drop the sessions. The engine cannot be opened again."""
         self._draining = True
-        await self._stop_polling()
+        await self._looking.stop()
         if self._repository is not None:
             await self._repository.close()
 
@@ -116,6 +124,7 @@ class Engine:
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
+        share: Share | None = None,
     ) -> Generated:
         """Draw one image per seed, per drawn seed, per latent, or per mix.
 
@@ -130,6 +139,7 @@ class Engine:
             priority: 1 (first) to 9.
             timeout_s: seconds from now after which nobody wants the answer; None waits for as long as it takes.
             lone: the caller knows of no other request that is being answered: a short run then needs no other thread.
+            share: who asks, where clients take turns; equal requests of different clients then run for each.
 
         Raises:
             UnknownModel, TaskNotServed, TooLarge, InvalidRequest: the request is wrong; `field` says where.
@@ -146,6 +156,7 @@ class Engine:
             else:
                 future.set_result(outcome)
 
+        timeout_s = await self._awake(model, timeout_s)
         withdraw = self.start(
             model,
             done,
@@ -158,6 +169,7 @@ class Engine:
             priority=priority,
             timeout_s=timeout_s,
             lone=lone,
+            share=share,
         )
         try:
             return await future
@@ -179,6 +191,7 @@ class Engine:
         priority: int = USUAL,
         timeout_s: float | None = None,
         lone: bool = False,
+        share: Share | None = None,
     ) -> Callable[[], None]:
         """As `generate`, for whoever waits otherwise than by a coroutine: a task costs more than a small picture.
 
@@ -190,17 +203,20 @@ class Engine:
             What to call when nobody waits any more; `done` is not called after it.
 
         Raises:
-            What is known at once of all that `generate` raises; `done` is not called then.
+            What is known at once of all that `generate` raises, and ModelAsleep where it would wait for the model;
+            `done` is not called then.
         """
         loaded = self._serving(model, Task.GENERATE)
         _check_schedule(priority, timeout_s)
         rows = generating.prepare(loaded, seeds, count, latents, labels, truncation, self.options.max_images, steering)
         began_s = asyncio.get_running_loop().time()
+        loaded.used_s = began_s
         deadline_s = None if timeout_s is None else began_s + timeout_s
-        drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone)
+        drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone, share)
         if rows.key is None:
             return drawing.begin(drawing.end)
-        return self._flights.run((loaded, rows.key), priority, drawing.begin, drawing.end, deadline_s)
+        key = (loaded, rows.key) if share is None else (loaded, rows.key, share)
+        return self._flights.run(key, priority, drawing.begin, drawing.end, deadline_s)
 
     async def translate(
         self,
@@ -211,6 +227,7 @@ class Engine:
         mask: npt.NDArray[np.uint8] | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        share: Share | None = None,
     ) -> Painting:
         """Make one picture of another. It is run while the answer's bands are read: `await painting.whole()`.
 
@@ -218,14 +235,15 @@ class Engine:
             model: `name` or `name@version`.
             rgb: [H, W, 3], sRGB; `alpha` [H, W].
             mask: [H, W], 128 and above where a repair model shall fill in; None takes the transparent places.
-            priority, timeout_s: as for `generate`.
+            priority, timeout_s, share: as for `generate`.
 
         Raises:
             As `generate`; ImageTooLarge where the model needs the whole picture at once. So do the bands.
         """
+        schedule = _schedule(priority, await self._awake(model, timeout_s), share)
         loaded = self._serving(model, Task.TRANSLATE)
         picture = translating.Picture(rgb, alpha, mask)
-        return await translating.translate(loaded, picture, self._bounds, _schedule(priority, timeout_s))
+        return await self._painted(loaded, translating.translate(loaded, picture, self._bounds, schedule))
 
     async def upscale(
         self,
@@ -236,11 +254,20 @@ class Engine:
         scale: int | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        share: Share | None = None,
     ) -> Painting:
         """Enlarge a picture; see `translate`. A scale that is given must be the model's."""
+        schedule = _schedule(priority, await self._awake(model, timeout_s), share)
         loaded = self._serving(model, Task.UPSCALE)
-        schedule = _schedule(priority, timeout_s)
-        return await upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule)
+        return await self._painted(loaded, upscaling.upscale(loaded, rgb, alpha, scale, self._bounds, schedule))
+
+    async def _painted(self, model: LoadedModel, begun: Coroutine[Any, Any, Painting]) -> Painting:
+        """A painting that its model outlives, though another version takes the model's place meanwhile."""
+        model.used_s = asyncio.get_running_loop().time()
+        with model.in_use():
+            painting = await begun
+            painting.bands = model.until_drawn(painting.bands)
+        return painting
 
     async def interpolate(
         self,
@@ -250,6 +277,7 @@ class Engine:
         *,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        share: Share | None = None,
     ) -> Motion:
         """Frames on a way through key frames. They are drawn while they are read: `async for batch in motion.batches`.
 
@@ -257,14 +285,19 @@ class Engine:
             model: `name` or `name@version`.
             keys: at least 2: `KeyFrame.of(seed=1)`.
             track: how many frames, and how they go: `Track(frames=60)`.
-            priority, timeout_s: as for `generate`.
+            priority, timeout_s, share: as for `generate`.
 
         Raises:
             As `generate`. So do the batches.
         """
+        schedule, options = _schedule(priority, await self._awake(model, timeout_s), share), self.options
         loaded = self._serving(model, Task.GENERATE)
-        schedule, options = _schedule(priority, timeout_s), self.options
-        return await moving.move(loaded, keys, track, schedule, options.max_motion_frames, options.max_result_pixels)
+        loaded.used_s = asyncio.get_running_loop().time()
+        with loaded.in_use():
+            most, pixels = options.max_motion_frames, options.max_result_pixels
+            motion = await moving.move(loaded, keys, track, schedule, most, pixels)
+            motion.batches = loaded.until_drawn(motion.batches)
+        return motion
 
     async def project(
         self,
@@ -276,6 +309,7 @@ class Engine:
         label: int | str | None = None,
         priority: int = USUAL,
         timeout_s: float | None = None,
+        share: Share | None = None,
     ) -> Projected:
         """Find a latent that draws a picture, by the model's encoder.
 
@@ -284,18 +318,21 @@ class Engine:
             rgb: [H, W, 3], sRGB; `alpha` [H, W]. Cropped about its centre to the model's shape, and resized.
             passes: of an encoder that takes several; None takes the usual number.
             label: of a conditional model.
-            priority, timeout_s: as for `generate`.
+            priority, timeout_s, share: as for `generate`.
 
         Raises:
             As `generate`; TaskNotServed where the model has no encoder.
         """
+        schedule = _schedule(priority, await self._awake(model, timeout_s), share)
         loaded = self._serving(model, Task.GENERATE)
+        loaded.used_s = asyncio.get_running_loop().time()
         encoder = projecting.encoder_of(loaded.manifest)
         if encoder is None:
             able = [other.manifest for other in self._open_repository().loaded]
             others = sorted({one.name for one in able if projecting.encoder_of(one) is not None})
             raise TaskNotServed(f"model: {model} has no encoder to project by", field="model", allowed=others)
-        return await projecting.project(loaded, encoder, rgb, alpha, passes, label, _schedule(priority, timeout_s))
+        with loaded.in_use():
+            return await projecting.project(loaded, encoder, rgb, alpha, passes, label, schedule)
 
     @property
     def _bounds(self) -> Bounds:
@@ -331,6 +368,47 @@ class Engine:
         """
         return info_of(self._open_repository().resolve(ref))
 
+    async def wake(self, ref: str, timeout_s: float | None = None) -> None:
+        """Load a version that sleeps; nothing where it does not. One that is refused is in `refused` then.
+
+        Args:
+            ref: as `ModelAsleep.ref` has it.
+
+        Raises:
+            DeadlineExceeded: it takes longer. It goes on loading, for the next who asks.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._open_repository().wake(ref)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{ref}: not in memory before the deadline") from None
+
+    async def _awake(self, model: str, timeout_s: float | None) -> float | None:
+        """Wait until a model is in memory; what is left of the timeout. What else is wrong is told by who looks next.
+
+        Raises:
+            DeadlineExceeded: nothing is left.
+        """
+        if self._draining or self._repository is None or not self._repository.asleep:
+            return timeout_s
+        _check_schedule(USUAL, timeout_s)
+        loop = asyncio.get_running_loop()
+        end_s = math.inf if timeout_s is None else loop.time() + timeout_s
+        while True:  # it may be put to sleep again before its turn, and a version that is refused leaves an older one
+            try:
+                self._repository.resolve(model)
+            except ModelAsleep as asleep:
+                await self.wake(asleep.ref, None if timeout_s is None else max(0.0, end_s - loop.time()))
+                continue
+            except UnknownModel:
+                pass
+            return timeout_s if timeout_s is None else max(1e-3, end_s - loop.time())
+
+    @property
+    def asleep(self) -> list[str]:
+        """`name@version` of those that are loaded when somebody asks for them."""
+        return [] if self._repository is None else self._repository.asleep
+
     @property
     def refused(self) -> dict[str, str]:
         """`name@version`, or the folder's name -> why it is not served."""
@@ -338,8 +416,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Every model was tried, at least one is loaded, and the engine is not draining."""
-        loaded = self._repository is not None and bool(self._repository.loaded)
+        """Every model was tried, at least one serves (asleep perhaps), and the engine is not draining."""
+        loaded = self._repository is not None and bool(self._repository.loaded or self._repository.asleep)
         return self._opened and loaded and not self._draining
 
     def stats(self) -> dict[str, ModelStats]:
@@ -353,7 +431,7 @@ class Engine:
 
     def memory(self) -> MemoryStats:
         """What the process and its devices hold, and what idle models gave back; cheap enough for every scrape."""
-        return memory_stats((), 0, 0) if self._repository is None else self._repository.memory()
+        return memory_stats(()) if self._repository is None else self._repository.memory()
 
     def _open_repository(self) -> Repository:
         if self._repository is None:
@@ -376,33 +454,11 @@ class Engine:
             raise TaskNotServed(f"model: {ref} serves {served}, not {task}", field="model", allowed=others)
         return model
 
-    async def _poll(self, every_s: float) -> None:
-        """Look for new and changed folders until cancelled."""
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                loaded = await self._open_repository().refresh()
-            except FileInvalid as error:
-                log.error("%s", error)  # an unmounted volume comes back; what is loaded goes on serving
-                continue
-            except Exception:
-                log.exception("looking for new models failed")
-                continue
-            for ref in loaded:
-                log.info("loaded %s", ref)
-
-    async def _stop_polling(self) -> None:
-        if self._polling is not None:
-            self._polling.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._polling
-            self._polling = None
-
 
 class _Drawing:
     """One request on its way: how it begins, and who is told of its end."""
 
-    __slots__ = ("_began_s", "_deadline_s", "_done", "_lone", "_model", "_priority", "_rows")
+    __slots__ = ("_began_s", "_deadline_s", "_done", "_lone", "_model", "_priority", "_rows", "_share")
 
     def __init__(
         self,
@@ -413,13 +469,15 @@ class _Drawing:
         began_s: float,
         deadline_s: float | None,
         lone: bool,
+        share: Share | None,
     ) -> None:
+        self._share = share
         self._model, self._rows, self._done = model, rows, done
         self._priority, self._began_s, self._deadline_s, self._lone = priority, began_s, deadline_s, lone
 
     def begin(self, told: Callable[[generating.Drawn | Exception], None]) -> Callable[[], None]:
         """See `flights.Start`."""
-        return generating.draw(self._model, self._rows, told, self._priority, self._deadline_s, self._lone)
+        return generating.draw(self._model, self._rows, told, self._priority, self._deadline_s, self._lone, self._share)
 
     def end(self, outcome: generating.Drawn | Exception, coalesced: bool = False) -> None:
         """Tell the images, or what went wrong."""
@@ -443,9 +501,9 @@ def _check(manifest: Manifest) -> None:
     upscaling.check(manifest)
 
 
-def _schedule(priority: int, timeout_s: float | None) -> Schedule:
+def _schedule(priority: int, timeout_s: float | None, share: Share | None) -> Schedule:
     _check_schedule(priority, timeout_s)
-    return Schedule(priority, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s)
+    return Schedule(priority, None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s, share)
 
 
 def _check_schedule(priority: int, timeout_s: float | None) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from service.engine.fairness import Share
 from service.engine.session import Array, Arrays
 from service.errors import GanymedeError
 
@@ -49,7 +50,8 @@ class Entry:
 
     `arrived_s`, `started_s` and `finished_s` are `time.monotonic()`; `deadline_s` is the event loop's time, whose timer
     ends the entry (uvloop's clock has the same origin but ticks in milliseconds: too coarse for the former).
-    `priced_s`: the wait that was predicted on arrival; 0 where a lane was idle.
+    `priced_s`: the wait that was predicted on arrival; 0 where a lane was idle. `share`, `tag`: see `fairness`; where
+    clients do not take turns all tags are 0.
     """
 
     inputs: Arrays
@@ -60,6 +62,8 @@ class Entry:
     priority: int = USUAL
     deadline_s: float | None = None
     priced_s: float = 0.0
+    share: Share | None = None
+    tag: float = 0.0
     taken: int = 0
     answered: int = 0
     ended: bool = False
@@ -71,9 +75,9 @@ class Entry:
     timer: asyncio.TimerHandle | None = None
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """The queue's order: by priority, then by arrival."""
-        return (self.priority, self.order)
+    def rank(self) -> tuple[int, float, int]:
+        """The queue's order: by priority, then by turn, then by arrival."""
+        return (self.priority, self.tag, self.order)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from service.engine.session import Array, Arrays, Session, Watch, check_outputs
 from service.errors import GanymedeError, RunFailed
 
 BEHIND = 5
-"""How much nicer a lane's thread is than the event loop's."""
+"""How much nicer a lane's thread is than the event loop's, and how much nicer than a lane's is one that holds a new
+version against its recorded rows while others serve."""
 
 
 def step_back() -> None:

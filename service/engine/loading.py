@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from service.engine.lanes import step_back
 from service.engine.options import EngineOptions
@@ -58,6 +59,15 @@ class Prepared:
     arrays: dict[str, Array] = field(default_factory=dict)
 
 
+T = TypeVar("T")
+
+
+class Apart(Protocol):
+    """Runs work, on this thread or another, and returns or raises what it does."""
+
+    def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
 class Progress(Watch):
     """How far a load is. It moves while `calls` grows."""
 
@@ -77,13 +87,16 @@ class Progress(Watch):
         self.calls += 1
 
 
-async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifest], None]) -> Prepared:
+async def prepare(
+    folder: Path, options: EngineOptions, check: Callable[[Manifest], None], *, gently: bool = False
+) -> Prepared:
     """Verify, load, hold against the golden rows and plan one version, in a thread of its own.
 
     Args:
         folder: `<name>/<version>`.
         options: a step that takes longer than `load_timeout_s` ends it.
         check: raises PackageError where a manifest asks for what no pipeline serves.
+        gently: other models serve meanwhile: what need not be measured lets their lanes go first.
 
     Raises:
         GanymedeError: what is wrong.
@@ -104,7 +117,7 @@ async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifes
         step_back()  # so do the threads of the sessions that are made here
         result, failure = None, None
         try:
-            result = prepare_here(folder, options, check, progress)
+            result = prepare_here(folder, options, check, progress, nicely if gently else at_once)
         except BaseException as error:  # whoever waits must hear of it
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -131,21 +144,60 @@ async def prepare(folder: Path, options: EngineOptions, check: Callable[[Manifes
             done.exception()  # looked at, or asyncio would report it as forgotten
 
 
+def at_once(work: Callable[[], T], /) -> T:
+    """On this thread."""
+    return work()
+
+
+def nicely(work: Callable[[], T], /) -> T:
+    """On a thread that lets the lanes go first, for which this one waits.
+
+    Not the whole load: threads that a session starts keep their niceness for good, and what is measured would be wrong.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        step_back()
+        try:
+            results.append(work())
+        except BaseException as error:  # raised where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="checking", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
 def prepare_here(
-    folder: Path, options: EngineOptions, check: Callable[[Manifest], None], progress: Progress
+    folder: Path,
+    options: EngineOptions,
+    check: Callable[[Manifest], None],
+    progress: Progress,
+    apart: "Apart" = at_once,
 ) -> Prepared:
     """As `prepare`, on this thread.
+
+    Args:
+        apart: runs what need not be on this thread.
 
     Raises:
         GanymedeError: what is wrong.
     """
     progress.now("reading the files")
-    manifest = verify_package(folder)
-    check(manifest)
-    golden = read_golden(folder, manifest)
+
+    def read() -> tuple[Manifest, dict[str, dict[str, Array]]]:
+        manifest = verify_package(folder)
+        check(manifest)
+        return manifest, read_golden(folder, manifest)
+
+    manifest, golden = apart(read)
     graphs = {}
     for name, spec in manifest.graphs.items():
-        graphs[name] = _prepare_graph(folder, manifest.ref, spec, golden[name], options, progress)
+        graphs[name] = _prepare_graph(folder, manifest.ref, spec, golden[name], options, progress, apart)
     arrays = {} if manifest.arrays is None else read_npz(folder / manifest.arrays.file, model=manifest.ref)
     return Prepared(manifest, graphs, arrays)
 
@@ -187,10 +239,10 @@ class _Maker:
 
 
 def _prepare_graph(
-    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress
+    folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress, apart: "Apart"
 ) -> PreparedGraph:
     make = _Maker(folder / spec.file, spec, ref, options)
-    plan, sessions, short = _planned(make, golden, progress)
+    plan, sessions, short = _planned(make, golden, progress, apart)
     first = sessions[0]
     others = partial(make, watch=progress, on_cpu=first.provider == "cpu", search=plan.search)
     on_devices, left_out = _on_further_devices(first, plan, golden, options, others)
@@ -209,7 +261,9 @@ def _prepare_graph(
     return PreparedGraph(plan, lanes, why, row, LONE_S if ends else 0.0)
 
 
-def _planned(make: _Maker, golden: Arrays, progress: Progress) -> tuple[Plan, list[OrtSession], list[str]]:
+def _planned(
+    make: _Maker, golden: Arrays, progress: Progress, apart: "Apart"
+) -> tuple[Plan, list[OrtSession], list[str]]:
     """A plan with its sessions, and what was done for lack of memory.
 
     Where a device lacks memory even for a row alone, a new session, whose arena is empty, is tried with single rows,
@@ -221,18 +275,18 @@ def _planned(make: _Maker, golden: Arrays, progress: Progress) -> tuple[Plan, li
     short: list[str] = []
     for most, on_cpu in ((make.options.max_batch, False), (1, False)):
         try:
-            return *_planned_once(make, golden, progress, most, on_cpu), short
+            return *_planned_once(make, golden, progress, apart, most, on_cpu), short
         except GanymedeError as error:
             if not out_of_memory(error):
                 raise
             then = "the CPU runs it" if short else "tried anew with single rows"
             short.append(f"out of memory while loading, {then}: {str(error)[:200]}")
             log.error("%s: %s", make.ref, short[-1])
-    return *_planned_once(make, golden, progress, make.options.max_batch, True), short
+    return *_planned_once(make, golden, progress, apart, make.options.max_batch, True), short
 
 
 def _planned_once(
-    make: _Maker, golden: Arrays, progress: Progress, most: int, on_cpu: bool
+    make: _Maker, golden: Arrays, progress: Progress, apart: "Apart", most: int, on_cpu: bool
 ) -> tuple[Plan, list[OrtSession]]:
     """With runs of at most so many rows, perhaps on the CPU whatever was asked for.
 
@@ -246,7 +300,7 @@ def _planned_once(
         progress.now(f"running {make.spec.file} on its recorded rows")
         if checked or search:
             fp16 = options.fp16 and session.provider == "tensorrt"
-            check_golden(HalvingSession(session), golden, model=make.ref, fp16=fp16)
+            apart(partial(check_golden, HalvingSession(session), golden, model=make.ref, fp16=fp16))
         return session
 
     first = make_one(options.threads_per_lane or 1, checked=True)

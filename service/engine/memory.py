@@ -24,19 +24,24 @@ class MemoryStats:
     """What is held now, and totals since the start.
 
     `resident_bytes`: the process' memory in RAM, None where the system does not tell. `devices`: those that models use,
-    by CUDA's number. `shrinks_total`, `given_back_bytes_total`: what idle models gave back.
+    by CUDA's number. `shrinks_total`, `given_back_bytes_total`: what idle models gave back. `woken_total`: models
+    loaded because somebody asked for them; `evicted_total`: those that gave way to others.
     """
 
     resident_bytes: int | None
     devices: Mapping[int, DeviceMemory] = field(default_factory=dict)
     shrinks_total: int = 0
     given_back_bytes_total: int = 0
+    woken_total: int = 0
+    evicted_total: int = 0
 
 
-def memory_stats(devices: Sequence[int], shrinks_total: int, given_back_bytes_total: int) -> MemoryStats:
+def memory_stats(
+    devices: Sequence[int], shrinks: int = 0, given_back_bytes: int = 0, woken: int = 0, evicted: int = 0
+) -> MemoryStats:
     """A snapshot; cheap enough for every scrape."""
     found = {number: memory for number in devices if (memory := device_memory(number)) is not None}
-    return MemoryStats(resident_bytes(), found, shrinks_total, given_back_bytes_total)
+    return MemoryStats(resident_bytes(), found, shrinks, given_back_bytes, woken, evicted)
 
 
 def resident_bytes(pages: Path = _PAGES) -> int | None:

@@ -42,6 +42,19 @@ class EngineOptions:
     versions_kept: int = 2
     """Newest versions of each model that are served at once, so that a pinned `name@1` outlives the arrival of 2."""
 
+    memory_budget_bytes: int | None = None
+    """Most bytes of all models' weights in memory, as their graphs' files have them, once for each session. Beyond it
+    the model that was asked for longest ago gives way, until somebody asks for it again. Working memory comes on top:
+    about as much again for small models. None: all models stay."""
+
+    load_on_demand: bool = False
+    """Whether models are left on the disk until somebody asks for them: a start in no time, a first answer that waits
+    for the load."""
+
+    watch_models: bool = False
+    """Whether the system tells of changes in the models' folder (through `watchfiles`), besides looking every
+    `poll_models_s`: new versions serve some tenths of a second sooner. Not on network disks, which do not tell."""
+
     run_timeout_s: float = 10.0
     """Seconds below which no run is held to hang. Above it: 50 times what so many rows were measured to take at load.
     A run beyond both is ended and its requests fail; choose it longer than the slowest honest run under full load."""
@@ -98,6 +111,7 @@ class EngineOptions:
             "max_motion_frames",
             "versions_kept",
             "device_memory_bytes",
+            "memory_budget_bytes",
             "tile_side",
             "max_whole_pixels",
             "max_result_pixels",

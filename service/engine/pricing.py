@@ -92,20 +92,21 @@ class RunCosts:
 
 
 class Arrivals:
-    """Rows per second that were queued lately."""
+    """Rows per second that came lately."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_s: float = ARRIVALS_S) -> None:
+        self._window_s = window_s
         self._rows = 0.0
         self._at_s = -math.inf
 
     def count(self, rows: int, now_s: float) -> None:
-        """So many rows were queued."""
-        self._rows = self._rows * math.exp((self._at_s - now_s) / ARRIVALS_S) + rows
+        """So many rows came."""
+        self._rows = self._rows * math.exp((self._at_s - now_s) / self._window_s) + rows
         self._at_s = now_s
 
     def rate(self, now_s: float) -> float:
         """Rows per second."""
-        return self._rows * math.exp((self._at_s - now_s) / ARRIVALS_S) / ARRIVALS_S
+        return self._rows * math.exp((self._at_s - now_s) / self._window_s) / self._window_s
 
 
 def begun_s(row: int, ends_s: Sequence[float], run_s: float, batch: int) -> float:

@@ -1,153 +1,45 @@
-"""The models' folder: scan, verify, load, resolve, swap, unload.
+"""The models' folder served: verify, load, resolve, swap, unload, and make room.
 
-`<root>/<name>/<version>/`. The newest `versions_kept` versions that pass are served; `name` means the newest of them,
-`name@2` that one. A model that fails is refused by name and the others serve; what served before goes on serving.
+`<root>/<name>/<version>/`. The newest `versions_kept` versions that pass are served; `name` (or `name@latest`) means
+the newest of them, `name@2` that one. A model that fails is refused by name and the others serve; what served before
+goes on serving.
+
+A version *sleeps* where it may serve but is not in memory: at first with `load_on_demand`, later where others needed
+its room (`memory_budget_bytes`). Whoever asks for it wakes it.
 """
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from service.engine.batcher import Batcher
+from service.engine.budget import Held, to_evict
+from service.engine.folders import LATEST, Fingerprint, Found, named, scan
 from service.engine.idle import IdleLooks, shrink
+from service.engine.loaded import LoadedGraph, LoadedModel, retire, settled
 from service.engine.loading import Prepared, prepare
 from service.engine.memory import MemoryStats, memory_stats, trim
 from service.engine.options import EngineOptions
-from service.engine.profile import Plan
-from service.engine.recovery import RecoveringSession
-from service.engine.session import Array
-from service.errors import FileInvalid, GanymedeError, UnknownModel
-from service.manifest import NAME_PATTERN, GraphSpec, Manifest
+from service.errors import FileInvalid, GanymedeError, ModelAsleep, PackageError, UnknownModel
+from service.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-RETIRE_S = 30.0
-"""Seconds that a version which was swapped out may take to finish its accepted requests."""
-
-Fingerprint = tuple[tuple[str, int, int], ...]
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+ROOM_S = 2.0
+"""Seconds that those who give way get to be gone before the newcomer is read; who is at work then is gone later."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """A version's folder as it lies there, unread. `fingerprint`: names, sizes and times of its files."""
+@dataclass
+class _Waking:
+    """A model that is being woken. `over`: it is in memory, or will not be."""
 
-    name: str
-    version: int
-    folder: Path
-    fingerprint: Fingerprint
-
-    @property
-    def ref(self) -> str:
-        """`name@version`."""
-        return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedGraph:
-    """One graph that is served. `row`: one recorded row of each input, for runs that nobody waits for."""
-
-    spec: GraphSpec
-    plan: Plan
-    batcher: Batcher
-    sessions: Sequence[RecoveringSession]
-    why: tuple[str, ...]
-    row: Mapping[str, Array]
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """Where its sessions run now: lack of memory may have moved them to the CPU."""
-        return tuple(dict.fromkeys(session.provider for session in self.sessions))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Why no better provider was obtained, and what was done for lack of memory."""
-        return tuple(dict.fromkeys([*self.why, *(note for session in self.sessions for note in session.notes)]))
-
-
-@dataclass(eq=False)
-class LoadedModel:
-    """One version that is served."""
-
-    manifest: Manifest
-    folder: Path
-    graphs: Mapping[str, LoadedGraph]
-    loaded_at: float = field(default_factory=time.time)
-    state: Literal["serving", "draining"] = "serving"
-    arrays: Mapping[str, Array] = field(default_factory=dict)
-    """Model-wide arrays, as the folder holds them."""
-    told: Any = None
-    """What the engine tells of it, until that changes."""
-    wiring: Any = None
-    """Which of its tensors a pipeline feeds and reads."""
-
-    @cached_property
-    def ref(self) -> str:
-        """`name@version`."""
-        return self.manifest.ref
-
-
-def scan(root: Path) -> tuple[list[Found], dict[str, str]]:
-    """The versions' folders under root, and the folders that cannot be one, with the reason.
-
-    Files beside the folders and names that begin with `.` or `_` or end in `.tmp` are passed over: those are still
-    being written, or not ours.
-
-    Raises:
-        FileInvalid: root is not a folder.
-    """
-    if not root.is_dir():
-        raise FileInvalid("is not a folder", model=str(root))
-    found: list[Found] = []
-    faults: dict[str, str] = {}
-    for model in _folders(root):
-        if not re.match(NAME_PATTERN, model.name):
-            faults[model.name] = "a model's folder is named in lower-case letters, digits and hyphens"
-            continue
-        for folder in _folders(model):
-            if _VERSION.fullmatch(folder.name):
-                found.append(Found(model.name, int(folder.name), folder, _fingerprint(folder)))
-            else:
-                faults[f"{model.name}/{folder.name}"] = "a version's folder is named by a whole number from 1"
-    return sorted(found, key=lambda one: (one.name, -one.version)), faults
-
-
-def _named(name: str, version: int | None) -> tuple[str, int | None]:
-    """A name and a version, however they were given.
-
-    Raises:
-        UnknownModel: what stands after the `@` is no version, or not the one that was given.
-    """
-    name, pinned, own = name.partition("@")
-    if not pinned:
-        return name, version
-    if not name or not _VERSION.fullmatch(own) or version not in (None, int(own)):
-        raise UnknownModel(f"model: {name}@{own} is no version of a model, such as {name or 'name'}@1", field="model")
-    return name, int(own)
-
-
-def _folders(parent: Path) -> list[Path]:
-    try:
-        entries = sorted(parent.iterdir())
-    except OSError:  # gone since it was listed
-        return []
-    return [
-        path for path in entries if not path.name.startswith((".", "_")) and path.suffix != ".tmp" and path.is_dir()
-    ]
-
-
-def _fingerprint(folder: Path) -> Fingerprint:
-    try:
-        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    except OSError:  # changes while we look: the next look differs
-        return ()
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    over: asyncio.Future[None]
+    waiters: int = 0
+    task: asyncio.Task[None] | None = None
 
 
 class Repository:
@@ -162,16 +54,17 @@ class Repository:
         self._options = options
         self._check = check
         self._loaded: dict[str, LoadedModel] = {}
+        self._asleep: dict[str, Found] = {}
         self._resolved: dict[str, LoadedModel] = {}  # what names meant since a model last came or went
         self._seen: dict[str, Fingerprint] = {}
         self._failed: dict[str, str] = {}
         self._faults: dict[str, str] = {}
         self._busy = asyncio.Lock()
         self._retiring: dict[asyncio.Task[None], LoadedModel] = {}
+        self._waking: dict[str, _Waking] = {}
         self._missing = False
         self._shrinking: asyncio.Task[None] | None = None
-        self._shrinks = 0
-        self._given_back = 0
+        self._shrinks = self._given_back = self._woken = self._evicted = 0
 
     @property
     def loaded(self) -> list[LoadedModel]:
@@ -179,15 +72,21 @@ class Repository:
         return sorted(self._loaded.values(), key=lambda model: (model.manifest.name, -model.manifest.version))
 
     @property
+    def asleep(self) -> list[str]:
+        """`name@version` of those that are loaded when somebody asks for them."""
+        return sorted(self._asleep)
+
+    @property
     def refused(self) -> dict[str, str]:
         """Folder or `name@version` -> what is wrong with it."""
         return {**self._faults, **self._failed}
 
     def resolve(self, ref: str) -> LoadedModel:
-        """The model of `name` (its newest loaded version) or `name@version`.
+        """The model of `name` or `name@latest` (its newest version) or `name@version`.
 
         Raises:
-            UnknownModel: names what is loaded.
+            ModelAsleep: it is not in memory; `wake` loads it.
+            UnknownModel: names what there is.
         """
         known = self._resolved.get(ref)
         if known is not None:
@@ -197,18 +96,24 @@ class Repository:
 
     def _resolve(self, ref: str) -> LoadedModel:
         name, pinned, version = ref.partition("@")
-        versions = [model for model in self.loaded if model.manifest.name == name]
+        versions = self._versions(name)
         if not versions:
-            names = sorted({model.manifest.name for model in self._loaded.values()})
+            names = sorted({one.partition("@")[0] for one in (*self._loaded, *self._asleep)})
             raise UnknownModel(f"model: {name or ref!r} is not loaded", field="model", allowed=names)
-        if not pinned:
-            return versions[0]
-        for model in versions:
-            if str(model.manifest.version) == version:
-                return model
-        raise UnknownModel(
-            f"model: {ref!r} is not loaded", field="model", allowed=[model.ref for model in reversed(versions)]
-        )
+        latest = not pinned or version == LATEST
+        found = versions[-1] if latest else next((one for one in versions if f"{name}@{one}" == ref), None)
+        if found is None:
+            refs = [f"{name}@{one}" for one in versions]
+            raise UnknownModel(f"model: {ref!r} is not loaded", field="model", allowed=refs)
+        own = f"{name}@{found}"
+        if own in self._asleep:
+            raise ModelAsleep(own)
+        return self._loaded[own]
+
+    def _versions(self, name: str) -> list[int]:
+        """The versions of a name that serve, in memory or asleep, ascending."""
+        refs = (ref.partition("@") for ref in {*self._loaded, *self._asleep})
+        return sorted(int(version) for own, _, version in refs if own == name)
 
     async def refresh(self) -> list[str]:
         """Load what is new or has changed, newest versions first, as far as versions are kept.
@@ -234,14 +139,14 @@ class Repository:
                 self._shrinking = asyncio.create_task(self._shrink_idle(self._options.shrink_after_s))
             present = {one.ref for one in found}
             self._failed = {ref: reason for ref, reason in self._failed.items() if ref in present}
+            self._asleep = {ref: one for ref, one in self._asleep.items() if ref in present}
             loaded = []
             for one in found:
-                newer = [
-                    model
-                    for model in self._loaded.values()
-                    if model.manifest.name == one.name and model.manifest.version > one.version
-                ]
+                newer = [version for version in self._versions(one.name) if version > one.version]
                 if self._seen.get(one.ref) == one.fingerprint or len(newer) >= self._options.versions_kept:
+                    continue
+                if self._may_sleep(one):
+                    self._lay(one)
                     continue
                 try:
                     await self._load(one)
@@ -262,7 +167,7 @@ class Repository:
             UnknownModel: no such folder.
             PackageError: it was refused; what served before goes on serving.
         """
-        name, version = _named(name, version)
+        name, version = named(name, version)
         async with self._busy:
             found, self._faults = await asyncio.to_thread(scan, self._options.models)
             versions = [one for one in found if one.name == name]
@@ -280,20 +185,58 @@ class Repository:
         a new version.
 
         Args:
-            name: `name`, or `name@version` in place of the second argument.
+            name: `name`; or `name@version`, or `name@latest` for the newest alone, in place of the second argument.
 
         Raises:
             UnknownModel: it is not loaded.
         """
-        name, version = _named(name, version)
+        latest = name.endswith(f"@{LATEST}")
+        name, version = named(name, version)
         async with self._busy:
-            self.resolve(name if version is None else f"{name}@{version}")
-            for model in self.loaded:
-                if model.manifest.name == name and version in (None, model.manifest.version):
-                    self._retire(self._loaded.pop(model.ref))
+            versions = self._versions(name)
+            gone = versions[-1:] if latest else [one for one in versions if version in (None, one)]
+            if not gone:
+                self._resolve(name if version is None else f"{name}@{version}")  # raises
+            for one in gone:
+                self._drop(f"{name}@{one}")
+
+    async def wake(self, ref: str) -> None:
+        """Load a version that sleeps, once for all who ask meanwhile; one that is refused is in `refused` then.
+
+        Args:
+            ref: `name@version`, as `ModelAsleep` says it.
+        """
+        waking = self._waking.get(ref)
+        if waking is None:
+            waking = self._waking[ref] = _Waking(asyncio.get_running_loop().create_future())
+            waking.task = asyncio.create_task(self._wake(ref, waking))
+        waking.waiters += 1
+        try:
+            await asyncio.shield(waking.over)  # whoever leaves: the others wait on
+        finally:
+            waking.waiters -= 1
+
+    async def _wake(self, ref: str, waking: "_Waking") -> None:
+        try:
+            async with self._busy:
+                one = self._asleep.get(ref)
+                if one is not None:  # else it came, or went, meanwhile
+                    try:
+                        await self._load(one)
+                        self._woken += 1
+                    except GanymedeError:
+                        self._asleep.pop(ref, None)
+                del self._waking[ref]
+                waking.over.set_result(None)
+                while waking.waiters:  # noqa: ASYNC110 - a turn or two: they ask before the next may take its room
+                    await asyncio.sleep(0)
+        finally:
+            if not waking.over.done():
+                waking.over.set_result(None)
+        await asyncio.to_thread(trim)
 
     def memory(self) -> MemoryStats:
-        """What the process and its GPUs hold, and what idle models gave back."""
+        """What the process and its GPUs hold, what idle models gave back, and who came and went for room."""
         used = {
             number
             for model in self._loaded.values()
@@ -301,42 +244,54 @@ class Repository:
             if set(graph.providers) & {"cuda", "tensorrt"}
             for number in graph.plan.devices
         }
-        return memory_stats(sorted(used), self._shrinks, self._given_back)
+        return memory_stats(sorted(used), self._shrinks, self._given_back, self._woken, self._evicted)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and let the accepted ones finish; whether all did in time."""
+        """Let the accepted requests finish, the engine refusing new ones; whether all did in time."""
         models = [*self._loaded.values(), *self._retiring.values()]
         for model in models:
             model.state = "draining"
+        await settled(models, timeout_s)
         batchers = [graph.batcher for model in models for graph in model.graphs.values()]
-        return all(await asyncio.gather(*(batcher.drain(timeout_s) for batcher in batchers)))
+        return all(await asyncio.gather(*(batcher.drain(0.0) for batcher in batchers)))
 
     async def close(self) -> None:
         """End everything; sessions are dropped."""
-        if self._shrinking is not None:
-            self._shrinking.cancel()
-            await asyncio.wait([self._shrinking])
+        tasks = [one.task for one in self._waking.values() if one.task is not None]
+        tasks += [] if self._shrinking is None else [self._shrinking]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         async with self._busy:
             models, self._loaded = list(self._loaded.values()), {}
+            self._asleep.clear()
             self._resolved.clear()
             batchers = [graph.batcher for model in models for graph in model.graphs.values()]
             await asyncio.gather(*(batcher.close() for batcher in batchers))
+            retiring = [graph.batcher for model in self._retiring.values() for graph in model.graphs.values()]
+            await asyncio.gather(*(batcher.drain(0.0) for batcher in retiring))
             await asyncio.gather(*self._retiring)
             self._seen.clear()
 
     async def _load(self, one: Found) -> LoadedModel:
         self._seen[one.ref] = one.fingerprint
         try:
-            prepared = await prepare(one.folder, self._options, self._check)
+            await self._make_room(one, one.graph_bytes)
+            prepared = await prepare(one.folder, self._options, self._check, gently=bool(self._loaded))
+            weight_bytes = _weight_bytes(one, prepared)
+            await self._make_room(one, weight_bytes)
         except Exception as error:
             detail = error.detail if isinstance(error, GanymedeError) else f"{type(error).__name__}: {error}"
             self._failed[one.ref] = detail.removeprefix(f"{one.ref}: ")
             log.error("refused %s: %s", one.ref, self._failed[one.ref], exc_info=not isinstance(error, GanymedeError))
-            if isinstance(error, GanymedeError):
+            if isinstance(error, PackageError):
                 raise
-            raise FileInvalid(f"could not be loaded: {type(error).__name__}: {error}", model=one.ref) from error
+            raise FileInvalid(f"could not be loaded: {self._failed[one.ref]}", model=one.ref) from error
         self._failed.pop(one.ref, None)
+        self._asleep.pop(one.ref, None)
         model = LoadedModel(prepared.manifest, one.folder, self._batchers(prepared), arrays=prepared.arrays)
+        model.weight_bytes = weight_bytes
         previous = self._loaded.get(one.ref)
         self._loaded[one.ref] = model  # from here on new requests get it
         self._resolved.clear()
@@ -365,34 +320,97 @@ class Repository:
 
     async def _shrink_idle(self, after_s: float) -> None:
         """Give back the memory of models that nobody asks for, until cancelled."""
-        looks: IdleLooks[LoadedGraph] = IdleLooks(after_s)
+        looks: IdleLooks[weakref.ref[LoadedGraph]] = IdleLooks(after_s)  # which keep no model in memory that goes
         while True:
             await asyncio.sleep(min(1.0, after_s / 2))
-            graphs = {graph: graph.batcher.stats() for model in self.loaded for graph in model.graphs.values()}
-            for graph in looks.due(graphs, time.monotonic()):
-                given_back = await asyncio.to_thread(shrink, graph.sessions, graph.row)
-                if given_back is not None:
-                    self._shrinks += 1
-                    self._given_back += given_back
+            await self._shrink_due(looks)
+
+    async def _shrink_due(self, looks: "IdleLooks[weakref.ref[LoadedGraph]]") -> None:
+        models = self._loaded.values()
+        graphs = {weakref.ref(graph): graph.batcher.stats() for model in models for graph in model.graphs.values()}
+        for trace in looks.due(graphs, time.monotonic()):
+            if (graph := trace()) is None:
+                continue
+            given_back = await asyncio.to_thread(shrink, graph.sessions, graph.row)
+            if given_back is not None:
+                self._shrinks += 1
+                self._given_back += given_back
+
+    def _may_sleep(self, one: Found) -> bool:
+        """Whether a version that is new on the disk is left there until somebody asks for it.
+
+        One that takes the place of a version that is in use does not: its first caller would wait for it.
+        """
+        awake = [model.manifest.version for model in self._loaded.values() if model.manifest.name == one.name]
+        if awake and one.version >= max(awake):
+            return False
+        if self._options.load_on_demand:
+            return True
+        budget = self._options.memory_budget_bytes
+        return budget is not None and self._held_bytes() + one.graph_bytes > budget >= one.graph_bytes
+
+    def _held_bytes(self) -> int:
+        return sum(model.weight_bytes for model in self._loaded.values())
+
+    async def _make_room(self, one: Found, wanted_bytes: int) -> None:
+        """Put to sleep whom the newcomer leaves no room.
+
+        Raises:
+            FileInvalid: it does not fit even alone.
+        """
+        budget = self._options.memory_budget_bytes
+        if budget is None:
+            return
+        others = [model for model in self._loaded.values() if model.ref != one.ref]
+        held = [Held(model.ref, model.weight_bytes, model.used_s, model.busy) for model in others]
+        gone = to_evict(held, wanted_bytes, budget)
+        if gone is None:
+            detail = f"takes {wanted_bytes} bytes of memory, more than memory_budget_bytes ({budget})"
+            raise FileInvalid(detail, model=one.ref)
+        for ref in gone:
+            model = self._loaded.pop(ref)
+            self._lay(Found(model.manifest.name, model.manifest.version, model.folder, self._seen[ref]))
+            self._retire(model)
+            self._evicted += 1
+            log.info("%s gives way to %s", ref, one.ref)
+        if gone:
+            await asyncio.wait(list(self._retiring), timeout=ROOM_S)
+
+    def _lay(self, one: Found) -> None:
+        """To sleep."""
+        self._asleep[one.ref] = one
+        self._seen[one.ref] = one.fingerprint
+        self._resolved.clear()
+
+    def _drop(self, ref: str) -> None:
+        """Serve it no more."""
+        self._resolved.clear()
+        self._asleep.pop(ref, None)
+        if ref in self._loaded:
+            self._retire(self._loaded.pop(ref))
 
     def _retire_oldest(self, loaded: Found) -> None:
         """Keep the newest versions, and the one that was just asked for."""
-        versions = [model for model in self.loaded if model.manifest.name == loaded.name]
-        for model in versions[self._options.versions_kept :]:
-            if model.ref != loaded.ref:
-                self._retire(self._loaded.pop(model.ref))
+        for version in self._versions(loaded.name)[: -self._options.versions_kept]:
+            if version != loaded.version:
+                self._drop(f"{loaded.name}@{version}")
 
     def _retire(self, model: LoadedModel) -> None:
         self._resolved.clear()
         model.state = "draining"
-        task = asyncio.create_task(_retire(model))
+        task = asyncio.create_task(retire(model))
         self._retiring[task] = model
-        task.add_done_callback(lambda done: self._retiring.pop(done, None))
+        task.add_done_callback(partial(_forget, self._retiring))
 
 
-async def _retire(model: LoadedModel) -> None:
-    """Let a version finish what it accepted, then drop its sessions."""
-    for graph in model.graphs.values():
-        await graph.batcher.drain(RETIRE_S)
-        await graph.batcher.close()
-    log.info("retired %s", model.ref)
+def _forget(retiring: dict[asyncio.Task[None], LoadedModel], task: asyncio.Task[None]) -> None:
+    retiring.pop(task, None)
+
+
+def _weight_bytes(one: Found, prepared: Prepared) -> int:
+    """What the weights of all its sessions take: lanes that share a session share them."""
+    sizes = {name: size for name, size, _ in one.fingerprint}
+    return sum(
+        sizes.get(prepared.manifest.graphs[name].file, 0) * len({id(session) for session in graph.sessions})
+        for name, graph in prepared.graphs.items()
+    )

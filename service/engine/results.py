@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import Answer
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines.project import Encoder, encoder_of
 from service.engine.pipelines.steered import directions_of
 from service.engine.profile import Plan
-from service.engine.repository import LoadedModel
 from service.engine.stats import BatcherStats
 from service.manifest import Manifest
 

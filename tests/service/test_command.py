@@ -126,3 +126,21 @@ def test_check(tiny_models, tmp_path):
         command("check", "--models", str(tmp_path / "empty")), cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1 and "holds no model" in done.stderr
+
+
+def test_a_server_with_keys(tiny_models, tmp_path):
+    keys = tmp_path / "keys"
+    made = subprocess.run(command("key", "alice", "--append", str(keys)), cwd=ROOT, capture_output=True, text=True)
+    secret = made.stdout.strip()
+    with served(tiny_models, "--keys-file", str(keys), "--log-level", "debug") as (_, url, lines):
+        link = f"{url}/generate?model=tiny-rgb&seed=1"
+        assert httpx.get(link).status_code == 401
+        assert httpx.get(link, headers={"authorization": f"Bearer {secret}"}).status_code == 200
+        assert httpx.get(link, headers={"x-api-key": secret + "x"}).status_code == 401
+        keys.write_text("")
+        deadline = time.monotonic() + 20
+        while httpx.get(link, headers={"x-api-key": secret}).status_code == 200:
+            assert time.monotonic() < deadline, "a key that was taken out is still known"
+            time.sleep(0.2)
+    text = "".join(lines)
+    assert "caller=alice" in text and secret not in text and secret[5:20] not in text

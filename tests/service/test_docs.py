@@ -87,7 +87,7 @@ def test_every_setting_is_told_with_its_default():
     for name, field in Settings.model_fields.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |"))
         default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-        default = {None: "unset", ("auto",): "auto"}.get(field.default, default)
+        default = {None: "unset", (): "unset", ("auto",): "auto"}.get(field.default, default)
         assert f"| {default} |" in row, row
         assert field.description in row, row
 

@@ -39,8 +39,9 @@ class RequestContext:
                 record.status = message["status"]
                 own = self._ledger.headers(record)
                 given = message["headers"]
-                if own[-1][0] == b"connection":
-                    given = [pair for pair in given if pair[0] != b"connection"]
+                if own[-1][0] == b"connection" or own[0][0] != b"x-request-id":  # some would be told twice
+                    names = {name for name, _ in own}
+                    given = [pair for pair in given if pair[0] not in names]
                 message["headers"] = [*given, *own]
             elif message["type"] == "http.response.body":
                 if record.method == "HEAD":

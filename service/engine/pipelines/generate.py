@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.entries import USUAL, Answer
+from service.engine.fairness import Share
 from service.engine.latents import truncate
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines import styles
 from service.engine.pipelines.rows import (
     Labels,
@@ -21,7 +23,6 @@ from service.engine.pipelines.rows import (
     wiring_of,
 )
 from service.engine.pipelines.steered import prepare_steered, settle
-from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.engine.steering import Steering
 from service.errors import GanymedeError, GraphMismatch
@@ -66,13 +67,14 @@ def draw(
     priority: int = USUAL,
     deadline_s: float | None = None,
     lone: bool = False,
+    share: Share | None = None,
 ) -> Callable[[], None]:
     """Begin to draw the images of one request.
 
     Args:
         done: told the images or what went wrong, once; see `Batcher.enqueue`.
         deadline_s: in the event loop's time.
-        lone: see `Batcher.submit`.
+        lone, share: see `Batcher.submit`.
 
     Returns:
         What to call when nobody waits any more.
@@ -83,11 +85,12 @@ def draw(
     wiring = wiring_of(model)
     if wiring.styled is not None and rows.way is not None:
         return styles.draw(
-            model, wiring.styled, rows.way, partial(_styled, done), priority=priority, deadline_s=deadline_s, lone=lone
-        )
+            model, wiring.styled, rows.way, partial(_styled, done), priority=priority, deadline_s=deadline_s, lone=lone,
+            share=share,
+        )  # fmt: skip
     batcher = model.graphs[wiring.graph].batcher
     told = partial(_answered, wiring.image, rows.inputs[wiring.latent], done)
-    entry = batcher.enqueue(rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone)
+    entry = batcher.enqueue(rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
     return partial(batcher.withdraw, entry)
 
 

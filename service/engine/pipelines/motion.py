@@ -17,11 +17,11 @@ import numpy.typing as npt
 from service.engine.batcher import Batcher
 from service.engine.blending import METHODS, Method, mix_normal, path
 from service.engine.entries import LAST, Answer
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines import generate, styles
 from service.engine.pipelines.painting import Pixels, Schedule, Tally, patiently
 from service.engine.pipelines.rows import Label, Rows, Wiring, wiring_of
 from service.engine.pipelines.steered import merged, z_of
-from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.engine.steering import Mix, Source, Steering
 from service.errors import GanymedeError, InvalidRequest, TooLarge
@@ -247,6 +247,7 @@ async def _styles_of(model: LoadedModel, styled: styles.Styles, row: Rows, sched
         deadline_s=schedule.deadline_s,
         lone=False,
         drawn=False,
+        share=schedule.share,
     )
     try:
         return await future
@@ -298,7 +299,7 @@ async def _batches(
                 leads = leading is None or leading.done()
                 priority = schedule.priority if leads else LAST
                 rows = feed(start, min(count, start + size))
-                task = asyncio.create_task(patiently(batcher, rows, priority, schedule.deadline_s, start == 0))
+                task = asyncio.create_task(patiently(batcher, rows, priority, schedule, start == 0))
                 leading = task if leads else leading
                 flying.append(task)
             if not flying:

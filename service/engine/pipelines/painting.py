@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from service.engine.batcher import Batcher
 from service.engine.entries import LAST, Answer
+from service.engine.fairness import Share
+from service.engine.loaded import LoadedModel
 from service.engine.reach import geometry
-from service.engine.repository import LoadedModel
 from service.engine.session import Arrays
 from service.engine.tiling import Axis, Geometry, Span, spans
 from service.errors import DeadlineExceeded, GraphMismatch, ImageTooLarge, Overloaded
@@ -116,10 +117,11 @@ class Painting:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a request's tiles run. `deadline_s` in the event loop's time."""
+    """When a request's tiles run. `deadline_s` in the event loop's time; `share`: see `Batcher.submit`."""
 
     priority: int
     deadline_s: float | None
+    share: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ async def _sweep(
                 leads = leading is None or leading.done()
                 priority = schedule.priority if leads else LAST
                 first = tally.began_s is None and not flying
-                job = _tile(batcher, partial(source.window, *place), priority, schedule.deadline_s, first)
+                job = _tile(batcher, partial(source.window, *place), priority, schedule, first)
                 task = asyncio.create_task(job)
                 leading = task if leads else leading
                 flying.append((*place, task))
@@ -282,18 +284,18 @@ async def _sweep(
 
 
 async def _tile(
-    batcher: Batcher, cut: Callable[[], dict[str, Pixels]], priority: int, deadline_s: float | None, first: bool
+    batcher: Batcher, cut: Callable[[], dict[str, Pixels]], priority: int, schedule: Schedule, first: bool
 ) -> Answer:
     inputs = await asyncio.to_thread(cut)
-    return await patiently(batcher, inputs, priority, deadline_s, first)
+    return await patiently(batcher, inputs, priority, schedule, first)
 
 
-async def patiently(batcher: Batcher, inputs: Arrays, priority: int, deadline_s: float | None, first: bool) -> Answer:
+async def patiently(batcher: Batcher, inputs: Arrays, priority: int, schedule: Schedule, first: bool) -> Answer:
     """Rows of a large request: its first may be refused; once it has begun, the others wait until they are let in."""
-    loop = asyncio.get_running_loop()
+    loop, deadline_s, share = asyncio.get_running_loop(), schedule.deadline_s, schedule.share
     while True:
         try:
-            return await batcher.submit(inputs, priority=priority, deadline_s=deadline_s)
+            return await batcher.submit(inputs, priority=priority, deadline_s=deadline_s, share=share)
         except Overloaded as error:
             if first:
                 raise

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines import generate
 from service.engine.pipelines.generate import Drawn
 from service.engine.pipelines.painting import Pixels, Schedule, Tally
 from service.engine.pipelines.rows import Label, wiring_of
 from service.engine.pipelines.translate import as_channels, check_picture
-from service.engine.repository import LoadedModel
 from service.engine.resample import on_white, resize
 from service.engine.session import Array
 from service.engine.steering import SpaceName, Steering
@@ -134,7 +134,9 @@ class _Projection:
             else:
                 future.set_result(outcome)
 
-        withdraw = generate.draw(self.model, rows, done, self.schedule.priority, self.schedule.deadline_s)
+        withdraw = generate.draw(
+            self.model, rows, done, self.schedule.priority, self.schedule.deadline_s, share=self.schedule.share
+        )
         try:
             drawn = await future
         except asyncio.CancelledError:
@@ -147,7 +149,7 @@ class _Projection:
         """The encoder's answer, [1, ...]."""
         batcher = self.model.graphs[self.encoder.graph].batcher
         when = self.schedule
-        answer = await batcher.submit(inputs, priority=when.priority, deadline_s=when.deadline_s)
+        answer = await batcher.submit(inputs, priority=when.priority, deadline_s=when.deadline_s, share=when.share)
         self.tally.count(answer, asyncio.get_running_loop().time())
         latent: Floats = answer.outputs[self.encoder.answer]
         return latent

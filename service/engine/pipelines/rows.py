@@ -15,8 +15,8 @@ from service.engine.latents import (
     labels_from_seeds,
     latents_from_seeds,
 )
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines import styles
-from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.errors import GraphMismatch, InvalidRequest, TooLarge
 from service.manifest import GenerateSpec, Manifest

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from service.engine.blending import mix_normal, mix_styles
 from service.engine.latents import check_latents, latents_from_seeds, noise_from_seeds, truncate
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines import styles
 from service.engine.pipelines.classes import Classes
 from service.engine.pipelines.rows import (
@@ -26,7 +27,6 @@ from service.engine.pipelines.rows import (
     drawn_seeds,
     labels_as_fed,
 )
-from service.engine.repository import LoadedModel
 from service.engine.session import Array
 from service.engine.steering import Mix, Push, Source, Steering, mix_fields
 from service.engine.wire import base64_of, nearest

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from service.engine.batcher import Batcher
 from service.engine.entries import Answer, Done, Entry
+from service.engine.fairness import Share
 from service.engine.latents import noise_from_seeds
-from service.engine.repository import LoadedModel
+from service.engine.loaded import LoadedModel
 from service.engine.session import Array
 from service.errors import GanymedeError, GraphMismatch
 from service.manifest import GraphSpec, Manifest, TensorSpec
@@ -153,7 +154,7 @@ def styles_of(model: LoadedModel) -> Styles:
 
 def draw(
     model: LoadedModel, styles: Styles, way: Way, done: Told, *, priority: int, deadline_s: float | None, lone: bool,
-    drawn: bool = True,
+    drawn: bool = True, share: Share | None = None,
 ) -> Callable[[], None]:  # fmt: skip
     """Begin to draw the images of one request: w of the seeds that are not known yet, then the images.
 
@@ -170,7 +171,7 @@ def draw(
     Raises:
         Overloaded, NotReady, DeadlineExceeded: see `Batcher.enqueue`; `done` is not called.
     """
-    enqueue = partial(Batcher.enqueue, priority=priority, deadline_s=deadline_s, lone=lone)
+    enqueue = partial(Batcher.enqueue, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
     drawing = _Drawing(model, styles, way, done, enqueue, drawn)
     drawing.begin()
     return drawing.withdraw

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines.painting import (
     Bounds,
     Painting,
@@ -20,7 +21,6 @@ from service.engine.pipelines.painting import (
     picture_graph,
     tensor_of,
 )
-from service.engine.repository import LoadedModel
 from service.engine.resample import bleed, on_white, resize
 from service.engine.tiling import Span
 from service.errors import GraphMismatch, InvalidRequest

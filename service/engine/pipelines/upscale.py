@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 
+from service.engine.loaded import LoadedModel
 from service.engine.pipelines.painting import (
     Bounds,
     Painting,
@@ -20,7 +21,6 @@ from service.engine.pipelines.painting import (
     tensor_of,
 )
 from service.engine.pipelines.translate import as_channels, check_ends, check_picture, with_alpha
-from service.engine.repository import LoadedModel
 from service.engine.resample import bleed, enlarge, on_white
 from service.errors import GraphMismatch, ImageTooLarge, InvalidRequest
 from service.manifest import GraphSpec, Manifest, Task, UpscaleSpec

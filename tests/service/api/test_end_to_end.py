@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 from apiclient import client_of
 from PIL import Image
-from tinymodels import write_tiny
+from sockets import served
+from tinymodels import write_picture_model, write_tiny
+from uploads import saved, smooth
 
 from service.api.app import engine_of
+from service.manifest import Task
 from service.settings import Settings
+
+END = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 QUICK = {"profile_s": 0.0, "providers": "cpu", "lanes": 1, "threads_per_lane": 1}
 
@@ -142,3 +147,38 @@ async def test_a_bad_folder_is_refused_by_name_and_the_others_serve(tiny_models,
         assert (await client.post("/generate", json={"model": "tiny-grey", "seed": 1})).status_code == 200
         assert (await client.post("/models/tiny-rgb/load")).status_code == 409
         assert "ganymede_models_refused 1.0" in (await client.get("/metrics")).text
+
+
+class TestAsleep:
+    """Models that are loaded when somebody asks for them."""
+
+    @pytest.mark.parametrize("fast", [True, False])
+    async def test_the_first_request_waits_for_its_model(self, tiny_models, monkeypatch, fast):
+        settings = {**QUICK, "models": tiny_models, "load_on_demand": True}
+        async with served(engine_of(Settings(**settings)), monkeypatch, fast=fast, **settings) as app:
+            listed = (await app.client.get("/models")).json()
+            assert listed["models"] == [] and listed["asleep"] == ["tiny-grey@1", "tiny-rgb@1"]
+            assert (await app.client.get("/readyz")).status_code == 200
+            body = b'{"model":"tiny-rgb","seed":7}'
+            head = b"host: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            asked = b"POST /generate HTTP/1.1\r\n" + head + b"%b\r\n" + body
+            first, second = await asyncio.gather(*(app.talk(asked % b"connection: close\r\n") for _ in range(2)))
+            assert first.startswith(b"HTTP/1.1 200") and b"x-model: tiny-rgb@1" in first
+            assert first.partition(b"\r\n\r\n")[2] == second.partition(b"\r\n\r\n")[2]
+            link = b"GET /generate?model=tiny-grey@latest&seed=1 HTTP/1.1\r\nhost: x\r\n"
+            assert b"x-model: tiny-grey@1" in await app.talk(link + b"\r\n" + END)
+            assert len(app.fast) == (1 if fast else 0)
+            assert (await app.client.get("/models")).json()["asleep"] == []
+
+    async def test_what_is_said_of_one_that_is_not_asked_to_draw(self, tiny_models):
+        async with await open_client(tiny_models, load_on_demand=True) as client:
+            reply = await client.get("/models/tiny-rgb")
+            assert (reply.status_code, reply.json()["reason"]) == (503, "asleep") and "retry-after" in reply.headers
+
+    @pytest.mark.parametrize("query", ["?model=tiny-x2", ""])
+    async def test_an_upload_waits_too(self, tmp_path, query):
+        write_picture_model(tmp_path, "tiny-x2", Task.UPSCALE, scale=2)
+        async with await open_client(tmp_path, load_on_demand=True) as client:
+            file = {"image": ("a.png", saved(smooth(8, 6), "PNG"), "image/png")}
+            reply = await client.post(f"/upscale{query}", files=file, data={} if query else {"model": "tiny-x2"})
+            assert reply.status_code == 200 and reply.headers["x-model"] == "tiny-x2@1"

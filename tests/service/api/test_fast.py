@@ -4,74 +4,16 @@ import asyncio
 import json
 import logging
 import re
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
-from apiclient import client_of
-from uvicorn.server import ServerState
+from sockets import served
 
 from service.api import connection
-from service.api.connection import BoundedConnection
-from service.api.fast import Exchange
 from service.errors import DeadlineExceeded, NotReady, Overloaded, RunFailed
 
 JSON = b"content-type: application/json\r\n"
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@dataclass
-class Served:
-    """An app on a port, its parts, and the requests that took the fast way."""
-
-    address: tuple[str, int]
-    client: object
-    state: ServerState
-    fast: list[Exchange]
-
-    async def talk(self, sent: bytes) -> bytes:
-        """Send, and read until the server has nothing more to say: the last request asks it to close."""
-        reader, writer = await asyncio.open_connection(*self.address)
-        try:
-            writer.write(sent)
-            async with asyncio.timeout(30):
-                return await reader.read()
-        except ConnectionResetError:
-            return b""
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def served(engine, monkeypatch, *, fast: bool = True, **settings):
-    """The app over a port; without `fast` every request takes the ASGI way."""
-    taken: list[Exchange] = []
-    engine.draining = False  # one engine serves one app after the other
-    original = Exchange.run
-
-    def run(self) -> None:
-        taken.append(self)
-        original(self)
-
-    monkeypatch.setattr(Exchange, "run", run)
-    async with client_of(engine, **settings) as client:
-        if not fast:
-            client.app.state.front = None
-        config = uvicorn.Config(client.app, http=BoundedConnection, lifespan="off", log_config=None)
-        config.load()
-        state = ServerState()
-        server = await asyncio.get_running_loop().create_server(
-            lambda: BoundedConnection(config=config, server_state=state, app_state={}), "127.0.0.1", 0
-        )
-        try:
-            yield Served(server.sockets[0].getsockname(), client, state, taken)
-        finally:
-            server.close()
-            for open_connection in list(state.connections):
-                open_connection.transport.abort()
-            monkeypatch.setattr(Exchange, "run", original)
 
 
 def post(body: bytes | str | dict, head: bytes = JSON, url: bytes = b"/generate", version: bytes = b"1.1") -> bytes:

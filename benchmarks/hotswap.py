@@ -1,0 +1,220 @@
+"""A model swapped again and again under load: `make bench-hotswap`.
+
+    python benchmarks/hotswap.py --swaps 200 [--cpu-ms 5] [--append benchmarks/RESULTS.md]
+
+Two generators of one shape and other weights are built and their plans measured once. A server serves them as versions
+of one model, the odd ones with the first weights, the even ones with the second. Closed-loop clients find its capacity;
+then requests arrive at random (Poisson) at half of it while version after version is written into the folder and
+swapped in (`POST /models/{name}/load`), the one before leaving memory (`versions_kept` 1). Each answer must be the
+picture that the version which it names draws for its seed, bit for bit.
+The load shares the cores with the server; p99 is held against the same load without swaps, before and after.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.graphs import write_heavy
+from benchmarks.overload import Client, Found, Reply, capacity, percentile, plan_of, poisson, table
+from benchmarks.server import machine, serving
+
+NAME = "heavy"
+SEEDS = 64
+"""Different pictures that are asked for; each is known beforehand for both weights."""
+TIMEOUT_MS = 10_000.0
+FLAGS = ("--admin", "--no-provenance", "--versions-kept", "1", "--poll-models-s", "none", "--log-level", "warning")
+_VERSION = re.compile(rb"\r\nx-model: heavy@(\d+)\r\n")
+
+
+@dataclass
+class Seen:
+    """What a load came to."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+    versions: set[int] = field(default_factory=set)
+
+
+class Swapper:
+    """Writes versions and has them swapped in.
+
+    Args:
+        models: the server's folder.
+        stages: the folders of both weights' packages; version v is of `stages[v % 2]`.
+    """
+
+    def __init__(self, client: Client, models: Path, stages: tuple[Path, Path]) -> None:
+        self.version = 0
+        self.took_s: list[float] = []
+        self.failed: list[str] = []
+        self._client, self._folder, self._stages = client, models / NAME, stages
+
+    def write(self) -> None:
+        """The next version's folder, renamed into place as any export is; older ones go."""
+        self.version += 1
+        partial = self._folder / f"{self.version}.tmp"
+        shutil.copytree(self._stages[self.version % 2], partial)
+        manifest = json.loads((partial / "manifest.json").read_text())
+        (partial / "manifest.json").write_text(json.dumps(manifest | {"version": self.version}))
+        partial.rename(self._folder / str(self.version))
+        shutil.rmtree(self._folder / str(self.version - 2), ignore_errors=True)
+
+    async def swap(self) -> None:
+        """One more version, served when this returns."""
+        await asyncio.to_thread(self.write)
+        path = f"POST /models/{NAME}/load HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        reply = await self._client.send(path.encode())
+        self.took_s.append(reply.latency_s)
+        if reply.status != 200:
+            self.failed.append(f"{reply.status} {reply.body[:200]!r}")
+
+
+async def pictures(client: Client) -> dict[int, bytes]:
+    """What the version that serves now draws for each seed."""
+    replies = [await client.draw(TIMEOUT_MS, seed) for seed in range(SEEDS)]
+    assert all(reply.status == 200 for reply in replies), "the server refuses"
+    return {seed: reply.body for seed, reply in enumerate(replies)}
+
+
+def judged(reply: Reply, seed: int, known: tuple[dict[int, bytes], dict[int, bytes]], seen: Seen) -> None:
+    """Count an answer: right, another version's picture, or a failure."""
+    named = _VERSION.search(reply.head)
+    if reply.status != 200 or named is None:
+        seen.ends[str(reply.status)] += 1
+        return
+    version = int(named[1])
+    seen.latencies_s.append(reply.latency_s)
+    seen.versions.add(version)
+    seen.ends["right" if reply.body == known[version % 2][seed] else "another version's picture"] += 1
+
+
+async def load(
+    client: Client, rate: float, seconds: float, known: tuple[dict[int, bytes], dict[int, bytes]], seen: Seen
+) -> None:
+    """Poisson arrivals at this rate."""
+    seeds = cycle(range(SEEDS))
+
+    async def send(due: float) -> None:
+        seed = next(seeds)
+        try:
+            judged(await client.draw(TIMEOUT_MS, seed, due), seed, known, seen)
+        except (ConnectionError, OSError):
+            seen.ends["no answer"] += 1
+
+    await poisson(rate, seconds, send)
+
+
+async def resident(client: Client) -> float:
+    """MiB."""
+    return (await client.scrape())["process_resident_memory_bytes"] / 2**20
+
+
+async def swapping(client: Client, swapper: Swapper, swaps: int, every_s: float, memory: list[float]) -> None:
+    """So many swaps, one begun every so many seconds or as soon as the last is done; memory at each tenth."""
+    began = time.perf_counter()
+    for number in range(swaps):
+        await asyncio.sleep(max(0.0, began + number * every_s - time.perf_counter()))
+        await swapper.swap()
+        if number % max(1, swaps // 10) == max(1, swaps // 10) - 1:
+            memory.append(await resident(client))
+
+
+async def measure(url: str, models: Path, stages: tuple[Path, Path], swapper: Swapper, settings: argparse.Namespace,
+                  found: Found) -> None:  # fmt: skip
+    """Every phase against one server, which has version 1."""
+    client = swapper._client
+    known_odd = await pictures(client)
+    await swapper.swap()
+    known = (await pictures(client), known_odd)
+    found.add("the plan", await plan_of(client))
+    rate = await capacity(client, settings.seconds / 2, TIMEOUT_MS, found, "before", 2) / 2
+    found.add("rate, half of the capacity, images/s", rate, ".1f")
+    before, during, after = Seen(), Seen(), Seen()
+    await load(client, rate, settings.seconds, known, before)
+    memory = [await resident(client)]
+    for _ in range(max(10, settings.swaps // 10)):  # heaps grow once, and what is freed is used again
+        await swapper.swap()
+    cpu = (await client.scrape())["process_cpu_seconds_total"]
+    swapper.took_s.clear()
+    began = time.perf_counter()
+    swaps = asyncio.ensure_future(swapping(client, swapper, settings.swaps, settings.every_s, memory))
+    while not swaps.done():
+        await load(client, rate, 1.0, known, during)
+    await swaps
+    lasted_s = time.perf_counter() - began
+    cpu = (await client.scrape())["process_cpu_seconds_total"] - cpu
+    await load(client, rate, settings.seconds, known, after)
+    report(found, swapper, (before, during, after), memory, lasted_s)
+    found.add("cores of the server meanwhile", cpu / lasted_s, ".2f")
+    client.close()
+
+
+def report(found: Found, swapper: Swapper, seen: tuple[Seen, Seen, Seen], memory: list[float], lasted_s: float) -> None:
+    """The table's rows."""
+    before, during, after = seen
+    found.add("swaps", f"{len(swapper.took_s)} in {lasted_s:.1f} s")
+    found.add("swaps that failed", float(len(swapper.failed)), ".0f", most=0)
+    found.add(
+        "a swap, p50 and p99", f"{percentile(swapper.took_s, 50):.0f} and {percentile(swapper.took_s, 99):.0f} ms"
+    )
+    found.add("requests meanwhile", ", ".join(f"{end}: {number}" for end, number in sorted(during.ends.items())))
+    wrong = sum(number for end, number in during.ends.items() if end != "right")
+    found.add("requests that failed", float(wrong), ".0f", most=0)
+    found.add("versions that answered", float(len(during.versions)), ".0f")
+    for share in (50, 99):
+        told = [percentile(one.latencies_s, share) for one in (before, after, during)]
+        found.add(f"p{share} without swaps, before and after", "{:.2f} and {:.2f} ms".format(*told))
+        found.add(f"p{share} with swaps", told[2], ".2f", unit=" ms")
+    base = (percentile(before.latencies_s, 99) + percentile(after.latencies_s, 99)) / 2
+    found.add("p99 with swaps / without", percentile(during.latencies_s, 99) / base, ".2f", most=2)
+    found.add("memory before any swap, and at each tenth of them", ", ".join(f"{held:.0f}" for held in memory) + " MiB")
+    # Heaps grow once with the first swaps under load, and are used again by all that follow.
+    found.add("memory, growth since the first tenth", (memory[-1] / memory[1] - 1) * 100, ".1f", most=5, unit=" %")
+
+
+def main() -> None:
+    """Measure and print; `--append` also writes."""
+    parser = argparse.ArgumentParser(description="A model swapped again and again under load.")
+    parser.add_argument("--swaps", type=int, default=200)
+    parser.add_argument(
+        "--every-s", type=float, default=0.25, help="seconds from one swap's begin to the next, at least"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="the load without swaps lasts so long")
+    parser.add_argument("--cpu-ms", type=float, default=5.0, help="CPU-ms of one image, at least")
+    parser.add_argument("--append", type=Path, help="a Markdown file to append the table to")
+    arguments = parser.parse_args()
+    found = Found()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _, cpu_ms = write_heavy(root / "even", arguments.cpu_ms, seed=0)
+        write_heavy(root / "odd", arguments.cpu_ms, seed=1)
+        found.add("the generator's CPU-ms an image", cpu_ms, ".1f")
+        stages = root / "even" / NAME / "1", root / "odd" / NAME / "1"
+        models = root / "models"
+        (models / NAME).mkdir(parents=True)
+        swapper = Swapper(Client("", NAME), models, stages)
+        swapper.write()
+        with serving(models, *FLAGS, "--cache", str(root / "cache")) as url:
+            swapper._client.url = url
+            uvloop.run(measure(url, models, stages, swapper, arguments, found))
+    text = table(found.rows)
+    print(text)
+    for failure in swapper.failed:
+        print(failure)
+    if arguments.append:
+        with arguments.append.open("a") as file:
+            file.write(f"\n## Hot swaps at half of the capacity: {machine()}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
