@@ -279,3 +279,12 @@ async def test_with_nothing_set_there_is_no_guard(engine):
         head = (await client.get("/livez")).headers
         assert not {name.decode() for name, _ in SECURITY_HEADERS} & set(head)
         assert (await client.post("/models/faces/load")).json()["type"].endswith(":admin-off")
+
+
+@pytest.mark.parametrize("path", ["/interpolate", "/project", "/translate", "/upscale"])
+async def test_every_way_to_a_picture_needs_a_key(engine, path):
+    async with client_of(engine, keys=KEYS) as client:
+        refused = await client.post(path, json={})
+        assert (refused.status_code, refused.json()["type"][-11:]) == (401, "key-missing")
+        let_in = await client.post(path, json={}, headers={"x-api-key": ALICE})
+        assert let_in.status_code in (400, 415, 422)
