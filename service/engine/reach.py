@@ -96,7 +96,7 @@ def geometry(graph: Graph, inputs: Sequence[str], output: str) -> Geometry:
         unknown = Axis(0, 0, 1, Fraction(1))
         return Geometry(unknown, unknown, "its answer is not in rows and columns")
     height, width = (_axis(reach, aligned) for reach, aligned in zip(end.reach, align, strict=True))
-    return Geometry(height, width)
+    return Geometry(height, width, mirrors=any(node.texts.get("mode") == "reflect" for node in graph.nodes))
 
 
 def _axis(reach: Reach, align: int) -> Axis:

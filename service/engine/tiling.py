@@ -21,11 +21,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a graph may be tiled. `whole` says why it may not, and is None where it may."""
+    """How a graph may be tiled. `whole` says why it may not, and is None where it may. `mirrors`: it mirrors its input at
+    the border somewhere, which a picture smaller than its reach may be too small for."""
 
     height: Axis
     width: Axis
     whole: str | None = None
+    mirrors: bool = False
 
 
 @dataclass(frozen=True)

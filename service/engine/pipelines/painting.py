@@ -190,7 +190,13 @@ def lay_out(length: int, side: int, multiple: int, bounds: Axis, reach: Geometry
     Args:
         side: of the windows that memory and waiting times are good with; `REACHES` may widen it.
     """
-    least = LEAST_SIDE if reach.whole else max(bounds.before, bounds.after) + 1
+    least = 1
+    if reach.whole:
+        least = LEAST_SIDE
+    elif (
+        reach.mirrors
+    ):  # the others are not brought to their reach: a small picture would stand beside its own mirror image
+        least = max(bounds.before, bounds.after) + 1
     step = int(np.lcm(multiple, bounds.align))
     padded = -(-max(length, least) // step) * step
     if reach.whole:

@@ -1,6 +1,7 @@
 """Pictures through the real engine: any size, tiles, transparency, masks, refusals, other people's small requests."""
 
 import asyncio
+from fractions import Fraction
 
 import numpy as np
 import onnxruntime
@@ -9,7 +10,8 @@ from tinymodels import write_picture_models, write_tiny
 from uploads import smooth
 
 from service.engine.engine import Engine, EngineOptions
-from service.engine.pipelines.painting import mirrored
+from service.engine.pipelines.painting import lay_out, mirrored
+from service.engine.tiling import Axis, Geometry, Span
 from service.errors import DeadlineExceeded, ImageTooLarge, InvalidRequest, Overloaded, RunFailed, TaskNotServed
 from service.manifest import Task
 
@@ -61,10 +63,16 @@ async def test_any_size_is_padded_by_mirrors_and_cropped_back(engine, folder, si
     picture = noise(*size)
     answer = await (await engine.translate("tiny-paint", picture)).whole()
     assert answer.shape == (*size, 3)
-    rows, columns = (mirrored(0, max(8, side + side % 2), side) for side in size)
+    rows, columns = (mirrored(0, max(8, side + side % 2), side) for side in size)  # it mirrors within, and reaches 7
     padded = np.ascontiguousarray(picture[rows[:, None], columns])
     np.testing.assert_array_equal(answer, bare(folder, "tiny-paint", image=padded)[: size[0], : size[1]])
     assert (await (await engine.upscale("tiny-x4", picture)).whole()).shape == (size[0] * 4, size[1] * 4, 3)
+
+
+def test_a_graph_that_mirrors_its_input_gets_a_picture_as_large_as_its_reach():
+    axis = Axis(9, 7, 2, Fraction(1))
+    for mirrors, padded in ((False, 4), (True, 10)):
+        assert lay_out(3, 64, 2, axis, Geometry(axis, axis, mirrors=mirrors)) == [Span(0, padded, 0, padded)]
 
 
 async def test_bands_come_from_top_to_bottom(engine):
