@@ -21,8 +21,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a graph may be tiled. `whole` says why it may not, and is None where it may. `mirrors`: it mirrors its input at
-    the border somewhere, which a picture smaller than its reach may be too small for."""
+    """How a graph may be tiled. `whole` says why it may not, and is None where it may. `mirrors`: it mirrors something
+    at its border, for which a picture smaller than its reach may be too small."""
 
     height: Axis
     width: Axis
