@@ -193,9 +193,8 @@ def lay_out(length: int, side: int, multiple: int, bounds: Axis, reach: Geometry
     least = 1
     if reach.whole:
         least = LEAST_SIDE
-    elif (
-        reach.mirrors
-    ):  # the others are not brought to their reach: a small picture would stand beside its own mirror image
+    elif reach.mirrors:
+        # Others are not brought to their reach: a small picture would stand beside its own mirror image.
         least = max(bounds.before, bounds.after) + 1
     step = int(np.lcm(multiple, bounds.align))
     padded = -(-max(length, least) // step) * step
