@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.drawing import Drawing
 from service.engine.entries import FIRST, LAST, USUAL
 from service.engine.fairness import Share
 from service.engine.flights import Flights
@@ -39,9 +40,9 @@ from service.engine.pipelines import upscale as upscaling
 from service.engine.pipelines.motion import KeyFrame, Motion, Track
 from service.engine.pipelines.painting import Bounds, Painting, Schedule
 from service.engine.pipelines.project import Projected
-from service.engine.pipelines.rows import Labels, Rows
+from service.engine.pipelines.rows import Labels
 from service.engine.repository import Repository
-from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of, timings_of
+from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of
 from service.engine.stats import sum_stats
 from service.engine.steering import Steering
 from service.errors import (
@@ -212,7 +213,7 @@ class Engine:
         began_s = asyncio.get_running_loop().time()
         loaded.used_s = began_s
         deadline_s = None if timeout_s is None else began_s + timeout_s
-        drawing = _Drawing(loaded, rows, done, priority, began_s, deadline_s, lone, share)
+        drawing = Drawing(loaded, rows, done, priority, began_s, deadline_s, lone, share)
         if rows.key is None:
             return drawing.begin(drawing.end)
         key = (loaded, rows.key) if share is None else (loaded, rows.key, share)
@@ -453,44 +454,6 @@ class Engine:
             served = " and ".join(model.manifest.tasks)
             raise TaskNotServed(f"model: {ref} serves {served}, not {task}", field="model", allowed=others)
         return model
-
-
-class _Drawing:
-    """One request on its way: how it begins, and who is told of its end."""
-
-    __slots__ = ("_began_s", "_deadline_s", "_done", "_lone", "_model", "_priority", "_rows", "_share")
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        rows: Rows,
-        done: Callable[[Generated | Exception], None],
-        priority: int,
-        began_s: float,
-        deadline_s: float | None,
-        lone: bool,
-        share: Share | None,
-    ) -> None:
-        self._share = share
-        self._model, self._rows, self._done = model, rows, done
-        self._priority, self._began_s, self._deadline_s, self._lone = priority, began_s, deadline_s, lone
-
-    def begin(self, told: Callable[[generating.Drawn | Exception], None]) -> Callable[[], None]:
-        """See `flights.Start`."""
-        return generating.draw(self._model, self._rows, told, self._priority, self._deadline_s, self._lone, self._share)
-
-    def end(self, outcome: generating.Drawn | Exception, coalesced: bool = False) -> None:
-        """Tell the images, or what went wrong."""
-        model, rows = self._model, self._rows
-        if isinstance(outcome, generating.Drawn):
-            shared_s = asyncio.get_running_loop().time() - self._began_s if coalesced else None
-            timings = timings_of(outcome.answer, shared_s)
-            drawn = (outcome.images, rows.seeds, rows.labels, rows.truncation, model.ref, timings, coalesced)
-            self._done(Generated(*drawn, outcome.latents, rows.recipes))
-        elif isinstance(outcome, TimeoutError):
-            self._done(DeadlineExceeded(f"{model.ref}: not finished before the deadline"))
-        else:
-            self._done(outcome)
 
 
 def _check(manifest: Manifest) -> None:
