@@ -168,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", required=True, metavar="FIRST:END", help="END is not drawn")
     parser.add_argument("--shard", type=int, default=1000, help="seeds in one file")
     parser.add_argument("--out", type=Path, required=True, help="a folder that all nodes see; made where it is not")
-    parser.add_argument("--address", help="of the cluster, `auto` for the one of this machine; a new one by default")
+    parser.add_argument(
+        "--address", default="local", help="of the cluster; `auto` for the one that runs, else one of its own"
+    )
     parser.add_argument("--cpus", type=int, default=1, help="cores for each worker")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs for each worker")
     given = parser.parse_args(arguments)
@@ -178,13 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = settings.model_copy(update={"models": settings.models.resolve()})
     out = given.out.resolve()
     first, _, end = given.seeds.partition(":")
+    drawer = Drawer(settings)
     try:
-        drawer = Drawer(settings)
         shards = shards_of(drawer.ref(given.model), int(first), int(end), given.shard)
-        drawer.close()
     except (ValueError, GanymedeError) as error:
         print(error, file=sys.stderr)
         return 2
+    finally:
+        drawer.close()
     out.mkdir(parents=True, exist_ok=True)
     wanted = missing(shards, out)
     print(f"{len(shards)} shards, {len(shards) - len(wanted)} there", flush=True)
