@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu clean
+.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -140,6 +140,19 @@ test-gpu: $(GPU_VENV)/.gpu ## run the engine and one server on a GPU provider, o
 	  $(ONE_THREAD) XDG_RUNTIME_DIR=$$folder VK_DRIVER_FILES=$(VK_DRIVER_FILES) VK_ICD_FILENAMES=$(VK_DRIVER_FILES) \
 	  $(GPU_VENV)/bin/python -m pytest -m gpu -v tests/gpu
 
+# --- a cluster ----------------------------------------------------------------------------------------------------------
+
+# Ray brings some fifty packages of its own: it, too, gets an environment for itself.
+RAY_VENV ?= .venv-ray
+
+$(RAY_VENV)/.ray: pyproject.toml constraints.txt benchmarks/peers/ray.txt
+	@$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e . "$$(grep '^ray==' benchmarks/peers/ray.txt | sed 's/==/[serve]==/')" httpx hypothesis onnx pytest pytest-asyncio
+	@touch $@
+
+test-ray: $(RAY_VENV)/.ray ## serve and draw in bulk on two Ray nodes of this machine, one of which is killed
+	$(ONE_THREAD) RAY_USAGE_STATS_ENABLED=0 $(RAY_VENV)/bin/python -m pytest -m ray -v -s tests/cluster
+
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) $(GPU_VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(GPU_VENV) $(RAY_VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -115,11 +115,18 @@ class Metrics:
         stats = self._engine.stats()
         _write_models(page, stats)
         page.family("ganymede_replicas_wanted", "gauge", "Replicas that the load of this one wants; add up over all.")
-        page.sample(self._demand.wanted(time.monotonic(), time.thread_time(), stats))
+        page.sample(self._wanted(stats))
         _write_memory(page, memory)
         _write_process(page, memory.resident_bytes)
         self._write_facts(page)
         return page.body(), page.content_type
+
+    def replicas_wanted(self) -> float:
+        """The gauge's value alone, for autoscalers that do not scrape; call in the event loop's thread."""
+        return self._wanted(self._engine.stats())
+
+    def _wanted(self, stats: "Mapping[str, ModelStats]") -> float:
+        return self._demand.wanted(time.monotonic(), time.thread_time(), stats)
 
     async def watch_loop(self) -> None:
         """Measure the event loop's lag, and how busy the replica is, until cancelled."""
