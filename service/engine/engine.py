@@ -18,6 +18,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,6 +46,7 @@ from service.engine.repository import Repository
 from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of
 from service.engine.stats import sum_stats
 from service.engine.steering import Steering
+from service.engine.waiting import outcome_of
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -147,36 +149,23 @@ class Engine:
             Overloaded, NotReady, DeadlineExceeded: later or elsewhere it may pass.
             RunFailed: the model failed on these rows.
         """
-        future: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
-
-        def done(outcome: Generated | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
         timeout_s = await self._awake(model, timeout_s)
-        withdraw = self.start(
-            model,
-            done,
-            seeds=seeds,
-            count=count,
-            latents=latents,
-            labels=labels,
-            truncation=truncation,
-            steering=steering,
-            priority=priority,
-            timeout_s=timeout_s,
-            lone=lone,
-            share=share,
+        return await outcome_of(
+            partial(
+                self.start,
+                model,
+                seeds=seeds,
+                count=count,
+                latents=latents,
+                labels=labels,
+                truncation=truncation,
+                steering=steering,
+                priority=priority,
+                timeout_s=timeout_s,
+                lone=lone,
+                share=share,
+            )
         )
-        try:
-            return await future
-        except asyncio.CancelledError:
-            withdraw()
-            raise
 
     def start(
         self,

@@ -24,9 +24,11 @@ from service.engine.pipelines.rows import Label, Rows, Wiring, wiring_of
 from service.engine.pipelines.steered import merged, z_of
 from service.engine.session import Array
 from service.engine.steering import Mix, Source, Steering
-from service.errors import GanymedeError, InvalidRequest, TooLarge
+from service.engine.waiting import outcome_of
+from service.errors import InvalidRequest, TooLarge
 
 Floats = npt.NDArray[np.float32]
+Styled = tuple[Pixels | None, Answer | None, Floats]
 
 BATCH_FRAMES = 16
 """Frames in one run, at most: the first are sent while the others are drawn."""
@@ -227,33 +229,16 @@ def _noise(rows: Sequence[Rows]) -> Floats | None:
 
 async def _styles_of(model: LoadedModel, styled: styles.Styles, row: Rows, schedule: Schedule) -> Floats:
     """What a request would draw, [N, layers, D]."""
-    future: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
+    way = row.way
+    assert way is not None  # of a model with styles
 
-    def done(outcome: tuple[Pixels | None, Answer | None, Floats] | GanymedeError) -> None:
-        if future.done():
-            return
-        if isinstance(outcome, GanymedeError):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome[2])
+    def begin(done: Callable[[Styled | Exception], None]) -> Callable[[], None]:
+        return styles.draw(
+            model, styled, way, done, priority=schedule.priority, deadline_s=schedule.deadline_s, lone=False,
+            drawn=False, share=schedule.share,
+        )  # fmt: skip
 
-    assert row.way is not None  # of a model with styles
-    withdraw = styles.draw(
-        model,
-        styled,
-        row.way,
-        done,
-        priority=schedule.priority,
-        deadline_s=schedule.deadline_s,
-        lone=False,
-        drawn=False,
-        share=schedule.share,
-    )
-    try:
-        return await future
-    except asyncio.CancelledError:
-        withdraw()
-        raise
+    return (await outcome_of(begin))[2]
 
 
 async def _through_z(

@@ -4,6 +4,7 @@ Passes: Alaluf et al., "ReStyle: A Residual-Based StyleGAN Encoder via Iterative
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from service.engine.pipelines.translate import as_channels, check_picture
 from service.engine.resample import on_white, resize
 from service.engine.session import Array
 from service.engine.steering import SpaceName, Steering
+from service.engine.waiting import outcome_of
 from service.errors import GraphMismatch, InvalidRequest
 from service.manifest import GraphSpec, Manifest
 
@@ -124,24 +126,12 @@ class _Projection:
         """What a latent [1, ...] of the encoder's space draws, and of which class."""
         steering = None if self.encoder.space == "z" else Steering(space=self.encoder.space)
         rows = generate.prepare(self.model, None, None, latent, self.label, 1.0, 1, steering)
-        future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
+        when = self.schedule
 
-        def done(outcome: Drawn | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+        def begin(done: Callable[[Drawn | Exception], None]) -> Callable[[], None]:
+            return generate.draw(self.model, rows, done, when.priority, when.deadline_s, share=when.share)
 
-        withdraw = generate.draw(
-            self.model, rows, done, self.schedule.priority, self.schedule.deadline_s, share=self.schedule.share
-        )
-        try:
-            drawn = await future
-        except asyncio.CancelledError:
-            withdraw()
-            raise
+        drawn = await outcome_of(begin)
         self.tally.count(drawn.answer, asyncio.get_running_loop().time())
         return drawn, rows.labels[0]
 
