@@ -13,27 +13,18 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import faults, problems, requests
+from service.api import problems, requests
 from service.api.negotiation import choose
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
 from service.api.plain import Headers
-from service.api.reading import Upload, apart, read_upload
+from service.api.reading import BINARY, ERRORS, Upload, apart, openapi, read_upload
 from service.api.record import record_of
 from service.api.streaming import Streamed
 from service.api.strict_json import shown
-from service.api.uploads import FORM, Form
+from service.api.uploads import Form
 from service.errors import (
-    DeadlineExceeded,
-    ImageTooLarge,
-    ImageTypeUnknown,
-    ImageUnreadable,
     InvalidRequest,
-    NotReady,
-    Overloaded,
-    RunFailed,
-    TaskNotServed,
-    UnknownModel,
 )
 from service.imaging import FORMATS, Provenance, encode, encoder_version
 from service.imaging.png_stream import PngStream
@@ -50,43 +41,12 @@ Asked = Upload[tuple[int | None, str | None]]
 
 STREAMED_PX = 4_000_000
 """From so many pixels on a PNG is sent while it is made; below, it is encoded at once and has a Content-Length."""
-_BINARY = {"type": "string", "format": "binary"}
 _TEXT = {"type": "string"}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The picture", "content": {kind: {"schema": _BINARY} for kind in FORMATS.values()}},
-    **problems.responses(
-        UnknownModel,
-        TaskNotServed,
-        InvalidRequest,
-        Overloaded,
-        NotReady,
-        DeadlineExceeded,
-        RunFailed,
-        ImageTooLarge,
-        ImageTypeUnknown,
-        ImageUnreadable,
-        faults.NotAcceptable,
-        faults.BodyTooLarge,
-        faults.BodyTooSlow,
-        faults.MalformedForm,
-        faults.UnsupportedMediaType,
-    ),
+    200: {"description": "The picture", "content": {kind: {"schema": BINARY} for kind in FORMATS.values()}},
+    **problems.responses(*ERRORS),
 }
-
-
-def _openapi(properties: dict[str, Any]) -> dict[str, Any]:
-    """The form, and the bare image with the same fields in the query."""
-    query = [
-        {"name": name, "in": "query", "schema": schema, "description": "With a bare image as the body."}
-        for name, schema in properties.items()
-        if schema != _BINARY
-    ]
-    form = {"type": "object", "properties": properties, "required": ["image", "model"]}
-    content = {FORM: {"schema": form}, "image/*": {"schema": _BINARY}}
-    return {"parameters": [*query, *requests.HEADERS], "requestBody": {"required": True, "content": content}}
-
-
-_FIELDS = {"image": _BINARY, "model": _TEXT, "format": {"enum": list(FORMATS)}}
+_FIELDS = {"image": BINARY, "model": _TEXT, "format": {"enum": list(FORMATS)}}
 
 
 @router.post(
@@ -94,7 +54,7 @@ _FIELDS = {"image": _BINARY, "model": _TEXT, "format": {"enum": list(FORMATS)}}
     summary="Make one picture of another",
     response_class=Response,
     responses=_RESPONSES,
-    openapi_extra=_openapi({**_FIELDS, "mask": _BINARY}),
+    openapi_extra=openapi({**_FIELDS, "mask": BINARY}),
 )
 async def translate(request: Request, parts: PartsDep) -> Response:
     """Sketch to colour, photo repair and the like; same size, unless the model has a fixed one."""
@@ -106,7 +66,7 @@ async def translate(request: Request, parts: PartsDep) -> Response:
     summary="Enlarge a picture",
     response_class=Response,
     responses=_RESPONSES,
-    openapi_extra=_openapi({**_FIELDS, "scale": {"type": "integer", "minimum": 2, "maximum": 16}}),
+    openapi_extra=openapi({**_FIELDS, "scale": {"type": "integer", "minimum": 2, "maximum": 16}}),
 )
 async def upscale(request: Request, parts: PartsDep) -> Response:
     """By the model's scale; seamless at any size."""

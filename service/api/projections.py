@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import faults, problems, requests
+from service.api import problems, requests
 from service.api.negotiation import NPY, Form, choose_projection
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import (
@@ -23,24 +23,15 @@ from service.api.pictures import (
     written,
 )
 from service.api.plain import Headers
-from service.api.reading import Upload, apart, read_upload
+from service.api.reading import BINARY, ERRORS, Upload, apart, openapi, read_upload
 from service.api.record import Record, record_of
 from service.api.schemas import ENCODINGS
 from service.api.strict_json import shown
-from service.api.uploads import FORM
 from service.api.uploads import Form as Fields
 from service.engine.wire import base64_of, npy_of
 from service.errors import (
-    DeadlineExceeded,
-    ImageTooLarge,
-    ImageTypeUnknown,
-    ImageUnreadable,
     InvalidRequest,
-    NotReady,
-    Overloaded,
-    RunFailed,
     TaskNotServed,
-    UnknownModel,
 )
 from service.imaging import FORMATS, Provenance, encode, encoder_version
 from service.manifest import Task
@@ -53,10 +44,9 @@ TASK = "project"
 SHAPES = ("json", "image", "npy")
 KNOWN = ("image", "model", "passes", "label", "return_latents", "format", "as")
 
-_BINARY = {"type": "string", "format": "binary"}
 _TEXT = {"type": "string"}
 _PROPERTIES: dict[str, dict[str, Any]] = {
-    "image": _BINARY,
+    "image": BINARY,
     "model": _TEXT,
     "passes": {"type": "integer", "minimum": 1},
     "label": _TEXT,
@@ -64,19 +54,8 @@ _PROPERTIES: dict[str, dict[str, Any]] = {
     "format": {"enum": list(FORMATS)},
     "as": {"enum": list(SHAPES)},
 }
-_QUERY = [
-    {"name": name, "in": "query", "schema": schema, "description": "With a bare image as the body."}
-    for name, schema in _PROPERTIES.items()
-    if name != "image"
-]
-_FORM = {"type": "object", "properties": _PROPERTIES, "required": ["image", "model"]}
-_TYPES: dict[str, Any] = {kind: {"schema": _BINARY} for kind in (*FORMATS.values(), NPY)}
+_TYPES: dict[str, Any] = {kind: {"schema": BINARY} for kind in (*FORMATS.values(), NPY)}
 _TYPES["application/json"] = {"schema": {"$ref": "#/components/schemas/ProjectResponse"}}
-_ERRORS = (
-    UnknownModel, TaskNotServed, InvalidRequest, Overloaded, NotReady, DeadlineExceeded, RunFailed, ImageTooLarge,
-    ImageTypeUnknown, ImageUnreadable, faults.NotAcceptable, faults.BodyTooLarge, faults.BodyTooSlow,
-    faults.MalformedForm, faults.UnsupportedMediaType,
-)  # fmt: skip
 
 
 class _Choices:
@@ -112,11 +91,8 @@ def _one_of(fields: Any, name: str, allowed: tuple[str, ...]) -> str | None:
     "/project",
     summary="A latent that draws a picture",
     response_class=Response,
-    responses={200: {"description": "Latent and reconstruction", "content": _TYPES}, **problems.responses(*_ERRORS)},
-    openapi_extra={
-        "parameters": [*_QUERY, *requests.HEADERS],
-        "requestBody": {"required": True, "content": {FORM: {"schema": _FORM}, "image/*": {"schema": _BINARY}}},
-    },
+    responses={200: {"description": "Latent and reconstruction", "content": _TYPES}, **problems.responses(*ERRORS)},
+    openapi_extra=openapi(_PROPERTIES),
 )
 async def project(request: Request, parts: PartsDep) -> Response:
     """By the model's encoder, once or in passes."""

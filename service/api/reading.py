@@ -7,18 +7,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request
 
-from service.api import requests
+from service.api import faults, requests
 from service.api.parts import Parts
 from service.api.plain import Headers
 from service.api.record import record_of
-from service.api.uploads import Form, Part, Room, expected_bytes, query_fields, read_body, take_apart
-from service.errors import ImageTooLarge, ImageTypeUnknown, ImageUnreadable, InvalidRequest
+from service.api.uploads import FORM, Form, Part, Room, expected_bytes, query_fields, read_body, take_apart
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    ImageTypeUnknown,
+    ImageUnreadable,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RunFailed,
+    TaskNotServed,
+    UnknownModel,
+)
 from service.imaging.decode import Decoded, decode_walked, inspect
 from service.imaging.limits import Header, Limits
 from service.manifest import Task
@@ -29,10 +40,29 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 T = TypeVar("T")
 
+BINARY = {"type": "string", "format": "binary"}
+ERRORS = (
+    UnknownModel, TaskNotServed, InvalidRequest, Overloaded, NotReady, DeadlineExceeded, RunFailed, ImageTooLarge,
+    ImageTypeUnknown, ImageUnreadable, faults.NotAcceptable, faults.BodyTooLarge, faults.BodyTooSlow,
+    faults.MalformedForm, faults.UnsupportedMediaType,
+)  # fmt: skip
+"""How a request with a picture may end."""
 UPLOADS_HELD = 16
 """So many bodies of the largest size may be in memory at once, over all requests; beyond it 429."""
 PICTURES_HELD = 4
 """So many decoded pictures of the largest size may be."""
+
+
+def openapi(properties: dict[str, Any]) -> dict[str, Any]:
+    """The form, and the bare image with the same fields in the query."""
+    query = [
+        {"name": name, "in": "query", "schema": schema, "description": "With a bare image as the body."}
+        for name, schema in properties.items()
+        if schema != BINARY
+    ]
+    form = {"type": "object", "properties": properties, "required": ["image", "model"]}
+    content = {FORM: {"schema": form}, "image/*": {"schema": BINARY}}
+    return {"parameters": [*query, *requests.HEADERS], "requestBody": {"required": True, "content": content}}
 
 
 @dataclass(frozen=True)
