@@ -117,11 +117,6 @@ def compare_all(
     return rows
 
 
-def compare(name: str, images: Images, targets: Images, *, paired: bool = True, perceptual: bool = True) -> PairRow:
-    """`compare_all` of one answer."""
-    return compare_all({name: images}, {name: targets}, paired=paired, perceptual=perceptual)[0]
-
-
 def _kernel_distance(outputs: Features, targets: Features, paired: bool) -> float:
     """KID of the two sets. The estimate is for independent ones, so an output is not held against its own target:
     outputs of every second pair are compared with targets of the others, and the other way round.

@@ -12,7 +12,7 @@ from training import perceptual
 from training.evaluation import pairwise
 from training.evaluation.classical import answers, harmonic_fill, nearest_fill, tinted
 from training.evaluation.lpips_hed import lpips_hed
-from training.evaluation.pairwise import PairReport, compare, quick
+from training.evaluation.pairwise import PairReport, compare_all, quick
 from training.evaluation.psnr import psnr
 from training.evaluation.ssim import ssim
 from training.features import FeaturesUnavailable
@@ -136,22 +136,22 @@ def test_a_tint_is_the_mean_colour_of_each_luminance():
 def test_the_table_names_rows_and_figures(monkeypatch):
     monkeypatch.setattr(pairwise, "Lite0Features", lambda: lambda images: images.reshape(len(images), -1)[:, :16] / 255)
     targets = pictures(4)
-    rows = [
-        compare("this model", noisy(targets, 3), targets, perceptual=False),
-        compare("the input itself", noisy(targets, 30), targets, perceptual=False),
-    ]
+    answers = {"this model": noisy(targets, 3), "the input itself": noisy(targets, 30)}
+    rows = compare_all(answers, dict.fromkeys(answers, targets), perceptual=False)
     assert rows[0].metrics["psnr"] > rows[1].metrics["psnr"] and rows[0].metrics["ssim"] > rows[1].metrics["ssim"]
     made = PairReport({"Held out": rows}, 4).document()
     assert "| this model | " in made["table"] and "PSNR, dB" in made["table"] and "LPIPS-HED |" not in made["table"]
     assert [entry["metric"] for entry in made["metrics"]] == ["PSNR", "SSIM", "KID-lite0"]
     assert made["metrics"][0]["floor"] == rows[1].metrics["psnr"]
-    assert set(compare("x", targets, targets, paired=False).metrics) == {"kid_lite0"}
+    (alone,) = compare_all({"x": targets}, {"x": targets}, paired=False)
+    assert set(alone.metrics) == {"kid_lite0"}
 
 
 def test_kid_does_not_hold_an_output_against_its_own_target(monkeypatch):
     """Copies of the targets are as far from the other targets as these are from each other: about 0, not below."""
     monkeypatch.setattr(pairwise, "Lite0Features", lambda: lambda images: images[:, 0, 0].astype(float))
     targets = np.random.default_rng(0).integers(0, 3, (400, 12, 12, 3), dtype=np.uint8)
-    same = compare("x", targets, targets, perceptual=False).metrics["kid_lite0"]
-    shifted = compare("x", targets + np.uint8(2), targets, perceptual=False).metrics["kid_lite0"]
+    answers = {"same": targets, "shifted": targets + np.uint8(2)}
+    rows = compare_all(answers, dict.fromkeys(answers, targets), perceptual=False)
+    same, shifted = (row.metrics["kid_lite0"] for row in rows)
     assert abs(same) < 0.1 * shifted
