@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.manifest import Task
+from training.pictures import TRUNCATIONS
 from training.recipe import Recipe
 
 
@@ -60,7 +61,13 @@ def render(
 def _caption(task: Task, recipe: Recipe) -> str:
     if task is not Task.GENERATE:
         return "Held-out images in a fixed random order, none left out: input, output, target, from left to right."
-    return "Seeds from 0 on, in order, none left out" + (", one row per class." if recipe.classes else ".")
+    cuts = ", ".join(f"{cut:g}" for cut in TRUNCATIONS)
+    return (
+        "Top: seeds from 0 on, in order, none left out"
+        + (", one row per class." if recipe.classes else ".")
+        + f" Middle: the first ten seeds at truncations {cuts}, from top to bottom. Bottom: the ways from seed 0 to 1, "
+        "2 to 3 and 4 to 5."
+    )
 
 
 def _does(task: Task, recipe: Recipe, data: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from training.pairruns import evaluate_pairs, pair_trainer, say_report
 from training.projectionruns import encoder_run, project_run
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
-from training.trainer import Trainer, TrainOptions, generate, source_commit
+from training.trainer import CLOCKS, Trainer, TrainOptions, generate, source_commit
 
 EXPECTED = (
     RecipeError, DataError, GanymedeError, checkpoint.CheckpointError, exporting.ExportError, FeaturesUnavailable
@@ -99,7 +99,7 @@ def _train(argv: Sequence[str]) -> int:
     options = TrainOptions(
         seed=args.seed, evaluate_kimg=args.evaluate_kimg, evaluate_samples=args.evaluate_samples,
         snapshot_kimg=args.snapshot_kimg, stop_after_s=args.minutes * 60, within_s=args.within * 60,
-        workers=args.workers,
+        clock=args.clock, workers=args.workers,
     )  # fmt: skip
     if family.pairing == "none":
         recipe, data, trainer = _image_trainer(family, recipe, args, options)
@@ -189,6 +189,9 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--within", type=float, default=0, metavar="MINUTES", help="a whole run in so long, not in kimg"
     )
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="what --minutes and --within count: wall or CPU time"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--workers", type=int, default=0, help="processes that make pairs ahead of time, for a GPU")
@@ -230,13 +233,29 @@ def _evaluate(argv: Sequence[str]) -> int:
     labels = np.arange(count, dtype=np.int64) % run.recipe.classes if run.recipe.classes else None
     document = report(
         run.sample(range(count), labels), data, untrained=_untrained(run, count, labels), samples=args.samples,
-        labels=labels, cache=run.directory.parent / "features", say=lambda line: print(line, file=sys.stderr),
+        labels=labels, cache=run.directory.parent / "features", path_lengths=_path_lengths(run, args),
+        say=lambda line: print(line, file=sys.stderr),
     ).document()  # fmt: skip
     document |= {"checkpoint": run.digest, "kimg": run.images_seen / 1000, "minutes": run.seconds / 60}
     write_atomically(run.directory / "evaluation.json", json.dumps(document, indent=1).encode() + b"\n")
     write_atomically(run.directory / "evaluation.md", document["table"].encode())
     print(document["table"])
     return 0
+
+
+def _path_lengths(run: exporting.TrainedRun, args: argparse.Namespace) -> dict[str, float]:
+    """By space; none without the features' weights."""
+    from training import perceptual
+    from training.evaluation.path_length import path_length
+    from training.latentspace import LatentSpace
+
+    perceptual.WEIGHTS = Path(args.data_root) / "hed-vgg" / "weights.npz"
+    if not perceptual.WEIGHTS.is_file():
+        print("no perceptual path length: `python -m training data hed-vgg` fetches its features", file=sys.stderr)
+        return {}
+    latents = LatentSpace(run.nets["generator"], run.recipe.latent_dim)
+    print(f"perceptual path length in {' and '.join(latents.spaces)}", file=sys.stderr)
+    return {space: path_length(latents, space, classes=run.recipe.classes) for space in latents.spaces}
 
 
 def _recolour(argv: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ with a Random* node or an operator of another domain is refused, and the folder 
 """
 
 import contextlib
-import io
 import json
 import logging
 import warnings
@@ -19,7 +18,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from PIL import Image
 from torch import nn
 
 from service.engine.latents import latents_from_seeds
@@ -28,6 +26,8 @@ from service.package import GraphDraft, ManifestDraft, write_package
 from training import card, checkpoint, projection
 from training.families import FAMILIES
 from training.family import ExportSpec, Family, GraphExport
+from training.latentspace import LatentSpace
+from training.pictures import png, samples_sheet
 from training.recipe import Recipe
 from training.runlog import grid
 from training.trainer import generate, sheet
@@ -332,25 +332,9 @@ def read_examples(directory: Path) -> tuple[np.ndarray, np.ndarray]:
         raise checkpoint.CheckpointError(f"{path}: unreadable ({error}); `train` writes it") from error
 
 
-def samples_png(run: TrainedRun, columns: int = 10, rows: int = 8) -> bytes:
-    """The grid shown on the card: seeds from 0 on, unselected; a conditional model has one row per class.
-
-    An image-to-image model shows held-out inputs, its outputs and the targets.
-    """
+def samples_png(run: TrainedRun) -> bytes:
+    """What the card shows: `samples_sheet` of a model that draws; held-out inputs, outputs and targets of others."""
     if run.family.pairing != "none":
         images, columns = sheet(run.family, run.nets["generator"], run.recipe, *read_examples(run.directory))
-        return _png(grid(images, columns))
-    labels = None
-    if run.recipe.classes:
-        rows = min(run.recipe.classes, 20)
-        labels = np.repeat(np.arange(rows, dtype=np.int64), columns)
-    return _png(grid(run.sample(range(rows * columns), labels), columns))
-
-
-def _png(image: np.ndarray) -> bytes:
-    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    zoom = max(1, 800 // picture.width)
-    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    return data.getvalue()
+        return png(grid(images, columns))
+    return png(samples_sheet(LatentSpace(run.nets["generator"], run.recipe.latent_dim), run.recipe.classes))

@@ -209,7 +209,8 @@ def test_what_an_export_holds(exported):
     assert apart.max() <= 1
     sheet = np.asarray(Image.open(folder / "samples.png"))
     zoom = sheet.shape[1] // (10 * 10 + 2)
-    assert sheet.shape == ((3 * 10 + 2) * zoom, (10 * 10 + 2) * zoom)  # a row for each class
+    # A row for each class; five truncations; three ways between seeds.
+    assert sheet.shape == ((3 * 10 + 2 + 12 + 5 * 10 + 2 + 12 + 3 * 10 + 2) * zoom, (10 * 10 + 2) * zoom)
     tile = sheet[::zoom, ::zoom][2 + 10 : 2 + 10 + 8, 2 : 2 + 8]  # the second class's first: seed 10
     np.testing.assert_array_equal(tile, run.sample([10], np.array([1]))[0, :, :, 0])
 
@@ -217,7 +218,7 @@ def test_what_an_export_holds(exported):
 def test_samples_of_an_unconditional_model(tmp_path):
     run = read_run(tiny_run(tmp_path, "dcgan", shrunk("dcgan")))
     sheet = np.asarray(Image.open(io.BytesIO(samples_png(run))))
-    assert sheet.shape[2] == 3 and sheet.shape[0] % (8 * 10 + 2) == 0
+    assert sheet.shape[2] == 3 and sheet.shape[0] % (16 * 10 + 3 * 2 + 2 * 12) == 0
 
 
 # Reading a run

@@ -75,8 +75,12 @@ class Evaluator:
         Raises:
             ValueError: too few images, or not of the reference's size and channels.
         """
+        return self.compare(self.features(fakes))
+
+    def features(self, fakes: Images) -> Features:
+        """Features [samples, d] of the first `samples` of `fakes`, which are as calling it wants them."""
         self.check("fakes", fakes)
-        return self.compare(self._extractor(fakes[: self.samples]))
+        return self._extractor(fakes[: self.samples])
 
     def compare(self, features: Features) -> dict[str, float]:
         """As calling it, from features [samples, d] already there."""

@@ -1,6 +1,6 @@
 """Does a generator copy its training images? How near they are to it, against what is normal for new images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ class Nearest:
 
     ratio: float
     copies: float
-    indices: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64] = field(compare=False)
 
 
 def nearest(fake: npt.ArrayLike, train: npt.ArrayLike, test: npt.ArrayLike) -> Nearest:

@@ -1,7 +1,7 @@
 """One table in one run: a model's images beside what bounds them, at one sample count in one feature space."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,10 +10,14 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
 from training.evaluation.agreement import Agreement, agreement, classifier
-from training.evaluation.evaluator import NEIGHBOURS, Evaluator, Extractor, Images, draw
+from training.evaluation.evaluator import NEIGHBOURS, Evaluator, Extractor, Features, Images, draw
+from training.evaluation.nearest import Nearest, nearest
 
 SAMPLES = 5000  # Below it the Fréchet distance's bias hides what it measures; above it every row costs minutes more.
 BLURS_PX = (0.7, 1.5)
+LOOKED_THROUGH = 5000
+"""Training images that are looked through for copies. Larger sets are not: features of all of them take minutes, and a
+generator that repeats so many images is far from what these networks can hold."""
 
 
 class LabelledImages(Protocol):
@@ -53,6 +57,8 @@ class EvaluationReport:
         samples: images on each side of every comparison.
         space: the feature space's name.
         agreement: of images with asked labels; None where none were asked for.
+        nearest: how close the model's images come to training images; None for more than LOOKED_THROUGH of those.
+        path_lengths: perceptual path length by latent space, where it was measured.
     """
 
     model: Row
@@ -62,6 +68,8 @@ class EvaluationReport:
     samples: int
     space: str
     agreement: Agreement | None = None
+    nearest: Nearest | None = None
+    path_lengths: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -90,6 +98,11 @@ class EvaluationReport:
         ]
         if self.agreement is not None:
             lines += ["", *self._agreement_lines(self.agreement)]
+        if self.nearest is not None:
+            lines += ["", _memory_line(self.nearest)]
+        if self.path_lengths:
+            told = ", ".join(f"{value:,.2f} in {space}" for space, value in self.path_lengths.items())
+            lines += ["", f"Perceptual path length (full, LPIPS-HED: comparable with no paper's): {told}."]
         return "\n".join(lines) + "\n"
 
     def entries(self) -> list[dict[str, Any]]:
@@ -117,6 +130,8 @@ class EvaluationReport:
             "rows": {row.name: dict(row.metrics) for row in self.rows},
             "agreement": None if self.agreement is None else asdict(self.agreement),
             "coverage_of_floor": self.coverage_of_floor,
+            "nearest": self.nearest and {"ratio": self.nearest.ratio, "copies": self.nearest.copies},
+            "path_lengths": dict(self.path_lengths),
             "table": self.markdown(),
             "metrics": self.entries(),
         }
@@ -148,6 +163,7 @@ def report(
     labels: npt.NDArray[np.int64] | None = None,
     cache: Path | None = None,
     extractor: Extractor | None = None,
+    path_lengths: Mapping[str, float] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> EvaluationReport:
     """Measure a model and its bounds.
@@ -166,6 +182,7 @@ def report(
             trained on the set's real images.
         cache: folder for features of real images and for the classifier.
         extractor: images to features, as Evaluator takes it.
+        path_lengths: the generator's, measured beforehand, to stand in the report.
         say: told of progress, one line each.
 
     Raises:
@@ -186,20 +203,38 @@ def report(
         say(f"{name}: {count} images")
         return Row(name, evaluator.compare(evaluator.real_features(images)))
 
-    def generated(name: str, images: Images) -> Row:
+    def generated(name: str, images: Images) -> tuple[Row, Features]:
         say(f"{name}: {count} images")
-        return Row(name, evaluator(images))
+        features = evaluator.features(images)
+        return Row(name, evaluator.compare(features)), features
 
+    model, seen = generated("this model", fakes)
     return EvaluationReport(
-        model=generated("this model", fakes),
+        model=model,
         floor=real("real (training images)", draw(imageset.train, count)),
         blurred=tuple(
             real(f"real (held out), blurred by {sigma} px", blurred(held_out[count:], sigma)) for sigma in BLURS_PX
         ),
-        untrained=generated("untrained generator", untrained),
+        untrained=generated("untrained generator", untrained)[0],
         samples=count,
         space=evaluator.space,
         agreement=None if labels is None else _judge(fakes, labels, imageset, cache, say),
+        nearest=_nearest(seen, imageset.train, evaluator, say),
+        path_lengths=path_lengths or {},
+    )
+
+
+def _nearest(seen: Features, train: Images, evaluator: Evaluator, say: Callable[[str], None]) -> Nearest | None:
+    if len(train) > LOOKED_THROUGH:
+        return None
+    say(f"looking for copies of {len(train)} training images")
+    return nearest(seen, evaluator.real_features(train), evaluator.reference)
+
+
+def _memory_line(found: Nearest) -> str:
+    return (
+        f"Nearest training image: {found.ratio:.2f} times as far as from held-out real images; "
+        f"{found.copies:.1%} lie as close as the nearest 1 % of those (1 % is usual, much more says copies)."
     )
 
 

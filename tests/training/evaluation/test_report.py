@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def test_every_row_compares_as_many_images_and_none_with_itself(imageset: Images
     extractor = Edges()
     made = report(squares(150, 4)[0], imageset, untrained=noise(150), samples=60, extractor=extractor)
     assert made.samples == sample_count(imageset, 60) == 60
-    assert [len(images) for images in extractor.seen] == [60] * 6
+    # Last the training images, which are looked through for copies.
+    assert [len(images) for images in extractor.seen] == [60] * 6 + [400]
     held_out = {image.tobytes() for image in imageset.test}
     references = [images for images in extractor.seen if {image.tobytes() for image in images} <= held_out]
     assert len(references) == 1
@@ -143,7 +145,7 @@ def test_real_features_and_the_classifier_are_kept(imageset: Images, tmp_path: P
         fakes, imageset, untrained=noise(150), labels=labels, cache=tmp_path, extractor=second, say=said.append
     )
     assert one == two
-    assert len(first.seen) == 6 and len(second.seen) == 2  # only generated images are looked at again
+    assert len(first.seen) == 7 and len(second.seen) == 2  # only generated images are looked at again
     assert any("classifier" in line for line in said[:spoken]) and not any(
         "classifier" in line for line in said[spoken:]
     )
@@ -168,3 +170,22 @@ def test_what_cannot_be_reported_is_named(imageset: Images) -> None:
         report(fakes, bare, untrained=noise(150), labels=np.zeros(150, np.int64), extractor=Edges())
     with pytest.raises(ValueError, match="imageset: want more than 11 held-out images, got 9"):
         report(fakes, Images(imageset.train, imageset.test[:9]), untrained=noise(150), extractor=Edges())
+
+
+def test_small_sets_are_searched_for_copies(imageset):
+    found = report(imageset.train[:60], imageset, untrained=noise(100), samples=60, extractor=Edges())
+    assert found.nearest is not None and found.nearest.ratio == 0 and found.nearest.copies == 1.0
+    assert "100.0% lie as close" in found.markdown()
+    assert found.document()["nearest"] == {"ratio": 0.0, "copies": 1.0}
+    fresh = report(imageset.test, imageset, untrained=noise(100), samples=60, extractor=Edges())
+    assert fresh.nearest is not None and fresh.nearest.copies < 0.2 and 0.5 < fresh.nearest.ratio < 2
+
+
+def test_large_sets_are_not_and_path_lengths_stand_where_given(imageset, monkeypatch):
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["training.evaluation.report"], "LOOKED_THROUGH", 399)
+    found = report(
+        imageset.train, imageset, untrained=noise(100), samples=60, extractor=Edges(), path_lengths={"z": 3.2, "w": 1}
+    )
+    assert found.nearest is None and "Nearest" not in found.markdown()
+    assert "3.20 in z, 1.00 in w." in found.markdown() and found.document()["path_lengths"] == {"z": 3.2, "w": 1}
