@@ -1,29 +1,44 @@
-// The playground: one request for each change, answered as JSON, shown as pictures. State lives in the address bar.
-import { curlLine, element } from "/playground/shared.js";
+// The playground: one request for each change, shown as pictures. State lives in the address bar.
+import { bindUploads, edit, uploadCurl } from "/playground/edit.js";
+import { ask, curlLine, element, key, picture } from "/playground/shared.js";
 
 const at = (id) => document.getElementById(id);
 const PAGE = 12;
 const SMALL_PX = 96; // up to this size pixels are shown as squares rather than blurred
-const state = { models: [], model: null, label: null, seeds: "0-11", truncation: 1, format: "png" };
+const TASKS = { generate: "Draw", translate: "Translate", upscale: "Enlarge" };
+const FRAMES = 48;
+const state = {
+  all: [], task: "generate", model: null, label: null, seeds: "0-11", truncation: 1, format: "png", directions: {}, motion: false,
+};
 let running = null; // aborts the request that a newer one replaces
 
 async function start() {
   readAddress();
   bind();
+  await load();
+}
+
+async function load() {
+  let reply, answer;
   try {
-    const reply = await fetch("/models");
-    state.models = (await reply.json()).models.filter((model) => model.tasks.includes("generate"));
+    reply = await ask("/models");
+    answer = await reply.json();
   } catch {
     return say("The server does not answer.", true);
   }
-  state.models = state.models.filter((model, index, all) => all.findIndex((other) => other.name === model.name) === index);
-  if (!state.models.length) return say("No model is loaded yet. Put an exported model into the models' folder.", true);
-  if (!current()) state.model = state.models[0].name;
+  if (!reply.ok) return say(answer.detail, true, reply.status);
+  const known = (task) => Object.hasOwn(TASKS, task);
+  state.all = answer.models.filter((model, index, all) =>
+    model.tasks.some(known) && all.findIndex((other) => other.name === model.name) === index);
+  if (!state.all.length) return say("No model is loaded yet. Put an exported model into the models' folder.", true);
+  if (!models().length) state.task = state.all[0].tasks.find(known);
+  if (!current()) state.model = models()[0].name;
   render();
   draw();
 }
 
-const current = () => state.models.find((model) => model.name === state.model);
+const models = () => state.all.filter((model) => model.tasks.includes(state.task));
+const current = () => models().find((model) => model.name === state.model);
 
 function bind() {
   at("controls").addEventListener("submit", (event) => { event.preventDefault(); draw(); });
@@ -33,11 +48,15 @@ function bind() {
   at("shuffle").addEventListener("click", () => change({ seeds: from(Math.floor(Math.random() * (2 ** 32 - PAGE))) }));
   at("previous").addEventListener("click", () => change({ seeds: from(Math.max(0, first() - PAGE)) }));
   at("next").addEventListener("click", () => change({ seeds: from(Math.min(2 ** 32 - PAGE, first() + PAGE)) }));
+  at("level").addEventListener("click", () => change({ directions: {} }));
+  at("motion").addEventListener("click", () => change({ motion: !state.motion }));
+  at("key").addEventListener("change", (event) => { key.set(event.target.value.trim()); load(); });
+  bindUploads(() => change({}));
   at("copy").addEventListener("click", copy);
   at("detail-close").addEventListener("click", () => at("detail").close());
   at("detail").addEventListener("click", (event) => { if (event.target === at("detail")) at("detail").close(); });
   window.addEventListener("hashchange", () => { readAddress(); render(); draw(); });
-  for (const group of ["models", "labels"]) at(group).addEventListener("keydown", arrows);
+  for (const group of ["tasks", "models", "labels"]) at(group).addEventListener("keydown", arrows);
 }
 
 const first = () => Number.parseInt(state.seeds, 10) || 0;
@@ -55,23 +74,69 @@ function change(values, delay = 0) {
 function render() {
   const model = current();
   if (!model) return;
-  at("models").replaceChildren(...state.models.map((one) => {
-    const picture = element("img", { src: one.links.samples, alt: "", loading: "lazy" });
-    picture.addEventListener("error", () => picture.replaceWith(element("span", { className: "blank" })));
-    const facts = `${one.image.width}×${one.image.height} · ${one.labels ? `${one.labels.length} labels` : "no labels"}`;
-    const text = element("span", {}, element("b", { textContent: one.name }), element("small", { textContent: facts }));
-    return radio("model", one.name === state.model, () => change({ model: one.name, label: null }), picture, text);
-  }));
+  at("tasks").replaceChildren(...Object.entries(TASKS).filter(([task]) => state.all.some((one) => one.tasks.includes(task))).map(
+    ([task, name]) => radio("", task === state.task, () => choose(task), name)));
+  renderModels();
+  const drawing = state.task === "generate";
+  for (const id of ["seeds-field", "motion-field"]) at(id).hidden = !drawing;
+  at("upload-field").hidden = drawing;
+  at("mask-field").hidden = state.task !== "translate";
+  at("pictures").hidden = !drawing;
+  if (drawing) at("compare").hidden = true;
   if (!model.labels?.includes(state.label)) state.label = null;
-  at("label-field").hidden = !model.labels;
+  at("label-field").hidden = !drawing || !model.labels;
   at("labels").replaceChildren(...[null, ...(model.labels ?? [])].map((label) =>
     radio("", label === state.label, () => change({ label }), label ?? "any")));
-  at("truncation-field").hidden = !model.truncation;
+  at("truncation-field").hidden = !drawing || !model.truncation;
+  renderDirections(drawing ? model.steering?.directions ?? [] : []);
   at("seeds").value = state.seeds;
   at("truncation").value = state.truncation;
   at("truncation-value").textContent = state.truncation.toFixed(2);
   at("format").value = state.format;
-  at("curl").textContent = curlLine("POST", "/generate", body({ as: "grid" }), `${model.name}.${state.format}`);
+  at("motion").setAttribute("aria-pressed", state.motion);
+  at("format-hint").hidden = !drawing || !state.motion;
+  at("curl").textContent = !drawing ? uploadCurl(state.task, model.name, state.format)
+    : moving() ? curlLine("POST", "/interpolate", way(), `${model.name}.webp`)
+      : curlLine("POST", "/generate", body({ as: "grid" }), `${model.name}.${state.format}`);
+}
+
+function renderModels() {
+  at("models").replaceChildren(...models().map((one) => {
+    const sample = element("img", { alt: "", loading: "lazy" });
+    sample.addEventListener("error", () => sample.replaceWith(element("span", { className: "blank" })));
+    picture(sample, one.links.samples);
+    const size = one.image?.width ? `${one.image.width}×${one.image.height}` : "any size";
+    const facts = state.task === "generate" ? `${size} · ${one.labels ? `${one.labels.length} labels` : "no labels"}` : one.family;
+    const text = element("span", {}, element("b", { textContent: one.name }), element("small", { textContent: facts }));
+    return radio("model", one.name === state.model, () => change({ model: one.name, label: null, directions: {} }), sample, text);
+  }));
+}
+
+function renderDirections(names) {
+  at("directions-field").hidden = !names.length;
+  at("directions").replaceChildren(...names.map((name) => {
+    const value = element("output", { textContent: (state.directions[name] ?? 0).toFixed(1) });
+    const slider = element("input", { type: "range", min: -4, max: 4, step: 0.2, value: state.directions[name] ?? 0 });
+    slider.addEventListener("input", () => {
+      state.directions = { ...state.directions, [name]: Number(slider.value) };
+      value.textContent = Number(slider.value).toFixed(1);
+      clearTimeout(pending);
+      pending = setTimeout(() => change({}), 60);
+    });
+    return element("label", {}, element("span", { textContent: name }), slider, value);
+  }));
+}
+
+function choose(task) {
+  state.task = task;
+  change(current() ? {} : { model: models()[0].name, label: null, directions: {} });
+}
+
+const moving = () => state.task === "generate" && state.motion && !/^\d{1,10}$/.test(state.seeds);
+
+function way() {
+  const { as: _, seeds, format: __, ...asked } = body({ as: "json" });
+  return { ...asked, seeds, frames: FRAMES, loop: true };
 }
 
 function radio(className, checked, chosen, ...children) {
@@ -98,34 +163,42 @@ function body(extra) {
   if (state.label !== null) asked.label = state.label;
   if (/^\d{1,10}$/.test(state.seeds)) asked.seed = Number(state.seeds); else asked.seeds = state.seeds;
   if (state.truncation !== 1 && current().truncation) asked.truncation = state.truncation;
+  const steered = Object.entries(state.directions).filter(([, strength]) => strength);
+  if (steered.length) asked.directions = Object.fromEntries(steered);
   if (state.format !== "png") asked.format = state.format;
   return asked.seed === undefined || extra.as === "json" ? { ...asked, ...extra } : asked;
 }
 
 async function draw() {
   running?.abort();
+  if (state.task !== "generate") return edit(state.task, state.model, state.format, say);
   running = new AbortController();
-  const { signal } = running;
   at("pictures").classList.add("busy");
-  const began = performance.now();
+  const began = performance.now(), moves = moving();
+  const path = moves ? "/interpolate" : "/generate", asked = moves ? way() : body({ as: "json" });
   let reply, answer;
   try {
-    reply = await fetch("/generate", {
-      method: "POST", signal, headers: { "content-type": "application/json" }, body: JSON.stringify(body({ as: "json" })),
+    reply = await ask(path, {
+      method: "POST", signal: running.signal, headers: { "content-type": "application/json" }, body: JSON.stringify(asked),
     });
-    answer = await reply.json();
+    answer = await (moves && reply.ok ? reply.blob() : reply.json());
   } catch (error) {
     if (error.name !== "AbortError") say("The server does not answer.", true);
     return;
   }
   at("pictures").classList.remove("busy");
   at("seeds").setAttribute("aria-invalid", ["seed", "seeds"].includes(answer.field));
-  if (!reply.ok) return say(answer.detail, true);
+  if (!reply.ok) return say(answer.detail, true, reply.status);
+  const ms = (seconds) => `${(seconds * 1000).toFixed(1)} ms`, took = ms((performance.now() - began) / 1000);
+  if (moves) {
+    say(`${FRAMES} frames by ${state.model} in ${took}.`);
+    return at("pictures").replaceChildren(element("img", {
+      className: current().image.width <= SMALL_PX ? "motion small" : "motion", src: URL.createObjectURL(answer), alt: "The way from seed to seed",
+    }));
+  }
   const { run_s, queue_s, encode_s } = answer.timings;
-  const ms = (seconds) => `${(seconds * 1000).toFixed(1)} ms`;
   const count = answer.images.length === 1 ? "1 picture" : `${answer.images.length} pictures`;
-  say(`${count} by ${answer.model} in ${ms((performance.now() - began) / 1000)}: `
-    + `waiting ${ms(queue_s)}, running ${ms(run_s)}, encoding ${ms(encode_s)}.`);
+  say(`${count} by ${answer.model} in ${took}: waiting ${ms(queue_s)}, running ${ms(run_s)}, encoding ${ms(encode_s)}.`);
   show(answer);
 }
 
@@ -144,6 +217,8 @@ function show(answer) {
 
 function detail(answer, image, source, small) {
   const query = new URLSearchParams({ model: answer.model, seed: image.seed });
+  const steered = Object.entries(state.directions).filter(([, strength]) => strength);
+  if (steered.length) query.set("directions", steered.map((one) => one.join(":")).join(","));
   if (image.label !== null) query.set("label", image.label);
   if (answer.truncation !== 1) query.set("truncation", answer.truncation);
   if (state.format !== "png") query.set("format", state.format);
@@ -171,7 +246,11 @@ async function copy() {
   setTimeout(() => { at("copy").textContent = "Copy"; }, 1200);
 }
 
-function say(text, bad = false) {
+function say(text, bad = false, status = 0) {
+  if (status === 401) {
+    at("key-field").hidden = false;
+    at("key").focus();
+  }
   at("status").textContent = text;
   at("status").className = bad ? "status bad" : "status";
   at("pictures").classList.remove("busy");
@@ -179,7 +258,9 @@ function say(text, bad = false) {
 
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
+  state.task = Object.hasOwn(TASKS, given.get("task") ?? "") ? given.get("task") : "generate";
   state.model = given.get("model") ?? state.model;
+  state.motion = given.has("motion");
   state.label = given.get("label");
   state.seeds = given.get("seeds") ?? state.seeds;
   const truncation = Number(given.get("truncation") ?? 1);
@@ -189,6 +270,8 @@ function readAddress() {
 
 function writeAddress() {
   const kept = new URLSearchParams({ model: state.model, seeds: state.seeds });
+  if (state.task !== "generate") kept.set("task", state.task);
+  if (state.motion) kept.set("motion", "");
   if (state.label !== null) kept.set("label", state.label);
   if (state.truncation !== 1) kept.set("truncation", state.truncation);
   if (state.format !== "png") kept.set("format", state.format);

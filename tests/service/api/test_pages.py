@@ -138,17 +138,28 @@ async def test_pages_need_nothing_from_outside(client, path):
     assert reply.headers["content-type"].startswith("text/html")
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
-    texts = [reply.text]
-    for link in re.findall(r'(?:src|href)="([^"]+)"', reply.text):
-        assert link.startswith(("/", "#")), link
-        if link.startswith("/playground/"):
-            got = await client.get(link)
-            assert got.status_code == 200, link
-            texts.append(got.text)
-    assert len(texts) >= 3
+    texts, asked = [reply.text], set()
+    for text in texts:  # grows
+        for link in re.findall(r"""(?:src=|href=|from )["']([^"']+)["']""", text):
+            assert link.startswith(("/", "#")), link
+            if link.startswith("/playground/") and link not in asked:
+                asked.add(link)
+                got = await client.get(link)
+                assert got.status_code == 200, link
+                texts.append(got.text)
+    assert len(texts) >= 3 and ("/playground/shared.js" in asked)
     for text in texts:
         assert not re.findall(r"https?://(?!www\.w3\.org/)[^\s\"'`]*", text)
         assert not re.findall(r"""\sstyle=["']|\son\w+=["']|<script>|<style>""", text)  # the policy blocks them
+
+
+async def test_the_playground_names_elements_that_are_there(client):
+    page = (await client.get("/")).text
+    there = set(re.findall(r' id="([^"]+)"', page))
+    for script in ("app.js", "edit.js"):
+        text = (await client.get(f"/playground/{script}")).text
+        named = set(re.findall(r'\bat\("([^"]+)"\)', text))
+        assert named and named <= there, named - there
 
 
 async def test_pages_revalidate(client):
