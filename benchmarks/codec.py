@@ -20,8 +20,8 @@ import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
+from benchmarks.feeds import drawing
 from benchmarks.server import machine
-from service.engine.latents import latents_from_seeds
 from service.imaging import compose_grid, encode
 from service.imaging.png import deflate_version
 from service.manifest import Manifest, Task
@@ -131,13 +131,10 @@ def fitted(photo: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 
 def draw(folder: Path, manifest: Manifest, count: int) -> npt.NDArray[np.uint8]:
-    """The pictures of the first seeds, labels in turn."""
+    """The pictures of the first seeds."""
     assert manifest.generate is not None
-    graph = list(manifest.graphs.values())[-1]
+    graph, feeds = drawing(folder, manifest, range(count))
     session = onnxruntime.InferenceSession(folder / graph.file, providers=["CPUExecutionProvider"])
-    feeds = {graph.inputs[0].name: latents_from_seeds(range(count), manifest.generate.latent_dim)}
-    if manifest.generate.labels:
-        feeds[graph.inputs[1].name] = np.arange(count) % len(manifest.generate.labels)
     drawn: npt.NDArray[np.uint8] = session.run(None, feeds)[0]
     return drawn
 

@@ -42,5 +42,7 @@ def _by_kind(graph: GraphSpec, values: dict[str, np.ndarray | None]) -> Feeds:
     for tensor in graph.inputs:
         value = values[tensor.kind]
         assert value is not None
+        if tensor.kind == "label" and tensor.dtype == "float32":  # a weight for each class
+            value = np.eye(int(tensor.shape[1]), dtype=np.float32)[value]
         feeds[tensor.name] = value
     return feeds

@@ -34,6 +34,17 @@ class MinibatchStddev(nn.Module):
         return torch.cat([x, channel.to(x.dtype)], dim=1)
 
 
+class ClassTable(nn.Embedding):
+    """A row for each class: labels [N] int64 to [N, D]; weights of classes [N, classes] float to the rows' mixtures.
+
+    A weight of 1 beside noughts gives the class's row bit for bit.
+    """
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """See the class."""
+        return labels @ self.weight if labels.is_floating_point() else super().forward(labels)
+
+
 class ClassBatchNorm(nn.Module):
     """Batch norm whose scale and shift are looked up by class (arXiv:1610.07629); plain when `classes` is 0.
 
@@ -43,14 +54,14 @@ class ClassBatchNorm(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=classes == 0)
-        self.scale = nn.Embedding(classes, channels) if classes else None
-        self.shift = nn.Embedding(classes, channels) if classes else None
+        self.scale = ClassTable(classes, channels) if classes else None
+        self.shift = ClassTable(classes, channels) if classes else None
         if self.scale is not None and self.shift is not None:
             nn.init.ones_(self.scale.weight)
             nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """See the class; `labels` [N] int64."""
+        """See the class; `labels` as ClassTable takes them."""
         normed: Tensor = self.norm(x)
         if self.scale is None or self.shift is None:
             return normed
@@ -83,16 +94,19 @@ class ToPixels(nn.Module):
         self.generator = generator
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """z [N, latent_dim] float32, label [N] int64 or None -> [N, H, W, C] uint8."""
+        """z [N, latent_dim] float32, label [N, classes] float32 (weights) or None -> [N, H, W, C] uint8."""
         images = self.generator(z, label) if label is not None else self.generator(z)
         return to_pixels(images)
 
 
 def latent_to_image(nets: nn.ModuleDict, recipe: Recipe, classes: Sequence[str]) -> list[ExportSpec]:
-    """The export of every family whose generator maps z (and a label) to an image: one model with one graph."""
+    """The export of every family whose generator maps z (and a label) to an image: one model with one graph.
+
+    Labels go in as a weight for each class, so that a server can mix classes.
+    """
     inputs = [TensorSpec(name="z", kind="latent", dtype="float32", shape=("batch", recipe.latent_dim))]
     if recipe.classes:
-        inputs.append(TensorSpec(name="label", kind="label", dtype="int64", shape=("batch",)))
+        inputs.append(TensorSpec(name="label", kind="label", dtype="float32", shape=("batch", recipe.classes)))
     shape = ("batch", recipe.size, recipe.size, recipe.channels)
     image = TensorSpec(name="image", kind="image", dtype="uint8", shape=shape)
     graph = GraphExport(module=ToPixels(nets["generator"]), inputs=tuple(inputs), outputs=(image,))

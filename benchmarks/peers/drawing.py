@@ -75,13 +75,16 @@ class _Generator:
         self._inputs = [tensor["name"] for tensor in graph["inputs"]]
         self._latent_dim = manifest["generate"]["latent_dim"]
         self._classes = len(manifest["generate"]["labels"] or ())
+        # A label is an index, or a weight for each class.
+        weighed = self._classes and graph["inputs"][1]["dtype"] == "float32"
+        self._rows = np.eye(self._classes, dtype=np.float32) if weighed else np.arange(self._classes, dtype=np.int64)
         self._local = threading.local()
 
     def run(self, seeds: Sequence[int]) -> np.ndarray:
         """Images [N, H, W, C] uint8: z is `RandomState(seed).randn`, the class follows the seed."""
         feeds = {self._inputs[0]: np.stack([self._latent(seed) for seed in seeds])}
         if self._classes:
-            feeds[self._inputs[1]] = np.array([_label(seed, self._classes) for seed in seeds], np.int64)
+            feeds[self._inputs[1]] = self._rows[[_label(seed, self._classes) for seed in seeds]]
         return self._session.run(None, feeds)[0]
 
     def _latent(self, seed: int) -> np.ndarray:

@@ -10,9 +10,17 @@ from service.engine.engine import Engine, EngineOptions
 from service.package import read_package
 
 
-@pytest.mark.parametrize("write, labels", [(write_tiny, None), (write_tiny, TINY_LABELS), (write_tiny_style, None)])
-async def test_feeds_draw_the_seeds(tmp_path, write, labels):
-    folder = write(tmp_path, "tiny", labels=labels)
+@pytest.mark.parametrize(
+    "write, more",
+    [
+        (write_tiny, {}),
+        (write_tiny, {"labels": TINY_LABELS}),
+        (write_tiny, {"labels": TINY_LABELS, "weighed": True}),
+        (write_tiny_style, {}),
+    ],
+)
+async def test_feeds_draw_the_seeds(tmp_path, write, more):
+    folder = write(tmp_path, "tiny", **more)
     graph, feeds = drawing(folder, read_package(folder), range(3, 6))
     session = onnxruntime.InferenceSession(folder / graph.file, providers=["CPUExecutionProvider"])
     images = [session.run(None, {name: rows[i : i + 1] for name, rows in feeds.items()})[0][0] for i in range(3)]

@@ -30,7 +30,7 @@ def page(name: str) -> str:
 def engine(tmp_path) -> FakeEngine:
     (tmp_path / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "CARD.md").write_text("# card")
-    drawing = manifest("fashion-28", labels=LABELS, channels=1), manifest("faces-32")
+    drawing = manifest("fashion-28", version=2, labels=LABELS, channels=1), manifest("faces-32")
     return FakeEngine(tmp_path, *drawing, upscaler("photo-x4", scale=4), translator("sketch-to-colour"))
 
 

@@ -204,8 +204,8 @@ def test_what_an_export_holds(exported):
     assert manifest.evaluation == () and manifest.license == "CC0-1.0"
     golden = read_golden(folder, manifest)["generator"]
     labels = golden["label"]
-    assert labels.tolist() == [0, 1, 2, 0]
-    apart = np.abs(golden["image"].astype(int) - run.sample(range(4), labels).astype(int))
+    assert labels.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0]]  # weights: classes, and a mix of two
+    apart = np.abs(golden["image"][:3].astype(int) - run.sample(range(3), np.arange(3)).astype(int))
     assert apart.max() <= 1
     sheet = np.asarray(Image.open(folder / "samples.png"))
     zoom = sheet.shape[1] // (10 * 10 + 2)

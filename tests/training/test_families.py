@@ -173,7 +173,12 @@ def _drawn(folder, manifest, z, labels):
             for n, g in manifest.graphs.items()
             if g.inputs[0].shape == ("batch", manifest.generate.latent_dim) and g.outputs[0].kind == "image"
         )
-        return run(graph, {"z": z} if labels is None else {"z": z, "label": labels})
+        return run(
+            graph,
+            {"z": z}
+            if labels is None
+            else {"z": z, "label": np.eye(len(manifest.generate.labels), dtype=np.float32)[labels]},
+        )
     w = run("mapping", {"z": z})
     feed = {"styles": np.repeat(w[:, None], manifest.generate.style_layers, axis=1)}
     for tensor in manifest.graphs["synthesis"].inputs:

@@ -8,6 +8,7 @@ from torch import nn
 from training.families import FAMILIES
 from training.layers import (
     ClassBatchNorm,
+    ClassTable,
     ConvDiscriminator,
     ConvGenerator,
     Maxout,
@@ -166,3 +167,11 @@ def test_residual_blocks_begin_close_to_the_identity():
         first, second, other = one(z), grown(z), ConvGenerator(plain).eval()(z)
     assert not torch.equal(first, second)
     assert (first - second).abs().mean() < 0.3 * (first - other).abs().mean()
+
+
+def test_weights_of_classes_are_their_mixtures_and_one_alone_is_its_row():
+    table = ClassTable(3, 5)
+    labels = torch.tensor([2, 0, 1, 2])
+    torch.testing.assert_close(table(torch.eye(3)[labels]), table(labels), rtol=0, atol=0)
+    mixed = table(torch.tensor([[0.25, 0.75, 0.0]]))
+    torch.testing.assert_close(mixed[0], 0.25 * table.weight[0] + 0.75 * table.weight[1])

@@ -18,7 +18,7 @@ from training.recipe import Recipe
 
 
 class PerceptronGenerator(nn.Module):
-    """z [N, latent_dim] and labels [N] -> images [N, C, size, size] in [-1, 1].
+    """z [N, latent_dim] and labels [N], or weights [N, classes], -> images [N, C, size, size] in [-1, 1].
 
     Latent and label each get a hidden layer of their own (1 : 5 in units) before they are joined, as in the paper.
     """
@@ -35,7 +35,7 @@ class PerceptronGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """See the class."""
-        label = F.one_hot(labels, self.classes).to(z.dtype)
+        label = labels if labels.is_floating_point() else F.one_hot(labels, self.classes).to(z.dtype)
         hidden = torch.cat([F.relu(self.from_latent(z)), F.relu(self.from_label(label))], dim=1)
         pixels: Tensor = self.to_image(F.relu(self.joint(hidden)))
         return torch.tanh(pixels).view(-1, *self.shape)
