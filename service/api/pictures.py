@@ -175,10 +175,10 @@ def _indices(drawn: "Generated") -> range:
 
 
 def _mark(drawn: "Generated", index: int) -> Provenance:
-    recipe: dict[str, object] = {"model": drawn.model, "seed": drawn.seeds[index]}
+    plain: dict[str, object] = {"model": drawn.model, "seed": drawn.seeds[index]}
     if drawn.labels[index] is not None:
-        recipe["label"] = drawn.labels[index]
-    plain = recipe | {"truncation": drawn.truncation}
+        plain["label"] = drawn.labels[index]
+    plain["truncation"] = drawn.truncation
     if drawn.recipes is None or not drawn.recipes[index]:
         return Provenance(plain)
     steered = Provenance({**plain, **drawn.recipes[index]})

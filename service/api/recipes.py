@@ -7,7 +7,7 @@ seed in range would have been accepted too. What was refused is not remembered a
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -39,8 +39,8 @@ Parse = Callable[[bytes], schemas.GenerateRequest]
 class Recipe:
     """A checked request but for its seed, and what follows from it for the model that was asked last.
 
-    Filled in by the first request and made anew for another model: `info`, its `ref`, the answer's `form`, and `tag`,
-    the hash of all that the ETag names before the seeds.
+    Filled in by the first request and made anew for another model: `info`, its `ref`, the answer's `form`, `tag`,
+    the hash of all that the ETag names before the seeds, and `cache`, what a link's `cache-control` says.
     """
 
     request: schemas.GenerateRequest
@@ -48,6 +48,20 @@ class Recipe:
     ref: str = ""
     form: Form | None = None
     tag: str | None = None
+    cache: bytes = b""
+    arguments: dict[str, Any] = field(init=False)
+    """What of the request `Engine.generate` takes, but for the seeds."""
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.arguments = {
+            "model": request.model,
+            "count": request.count,
+            "latents": request.latents,
+            "labels": None if isinstance(request.label, tuple) else request.label,
+            "truncation": request.truncation,
+            "steering": request.steering,
+        }
 
 
 class Recipes:

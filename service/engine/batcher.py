@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.admission import MOST_ROWS, Asked, Gate, Gates, Line
+from service.engine.admission import MOST_ROWS, REPLY_S, Asked, Gate, Gates, Line
 from service.engine.entries import (
     USUAL,
     Answer,
@@ -122,6 +122,7 @@ class Batcher:
         self._live: set[Entry] = set()
         self._arrivals = 0
         self._scheduled = False
+        self._untimed: list[Entry] = []
         self._accepting = True
         self._idle: asyncio.Future[None] | None = None
         self._row_s = row_s
@@ -209,10 +210,12 @@ class Batcher:
             self._run_here(self._free.pop(), Decision((Slice(entry, 0, rows),), ()))
             return entry
         if deadline_s is not None:
-            entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
+            self._untimed.append(entry)
         self._live.add(entry)
         self._queue.add(entry, share)
         self._schedule()
+        if not self._scheduled:
+            self._keep_deadlines()
         return entry
 
     def withdraw(self, entry: Entry) -> None:
@@ -290,7 +293,7 @@ class Batcher:
         if self._free:
             if self._queue.rows + rows > gate.max_rows:
                 self._dispatch()
-            if self._free and not self._queue:
+            if self._free and (not self._queue or self._rides_now(rows, remaining_s, gate, share)):
                 return 0.0
         asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
         if self._queue.rows + rows > MOST_ROWS * self._gate.max_rows:
@@ -300,6 +303,17 @@ class Batcher:
         except Overloaded as error:
             self._rejected[error.reason] += 1
             raise
+
+    def _rides_now(self, rows: int, remaining_s: float, gate: Gate, share: Share | None) -> bool:
+        """Whether so many rows go with those that wait for the end of this turn of the loop, in one run and in time.
+
+        They wait for no lane, so that there is nothing to price. Where places are promised or clients take turns, the
+        gate has to know of them.
+        """
+        rows += self._queue.rows
+        if share is not None or gate.promises or rows > self._policy_of(self._free[-1]).max_batch:
+            return False
+        return self._costs.run_s(rows) <= min(remaining_s - REPLY_S, gate.max_s)
 
     def _is_short(self, rows: int) -> bool:
         """Whether a lone request's rows run here: nothing else does or waits, and they are measured to be short."""
@@ -335,7 +349,15 @@ class Batcher:
                 self._expire(entry)
             if here:
                 self._schedule()  # the loop has other things to do between two runs
-                return
+                break
+        self._keep_deadlines()
+
+    def _keep_deadlines(self) -> None:
+        """Timers for who waits on: most are answered within the turn of the loop in which they came, and need none."""
+        untimed, self._untimed = self._untimed, []
+        for entry in untimed:
+            if not entry.ended and entry.deadline_s is not None:
+                entry.timer = self._loop.call_at(entry.deadline_s, self._expire, entry)
 
     def _schedule(self) -> None:
         """Dispatch at the end of this turn of the loop: requests that arrived together ride together."""
