@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import perf_counter
@@ -168,13 +167,17 @@ class TextFormatter(logging.Formatter):
         return _clock(int(record.created), datefmt or "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        pairs = " ".join([f"{key}={value}" for key, value in _fields(record).items() if key not in _IN_MESSAGE])
-        return f"{super().format(record)}  {pairs}" if pairs else super().format(record)
+        fields = _fields(record)
+        return f"{super().format(record)}{_pairs(tuple(fields)) % fields}"
 
 
-_IN_MESSAGE = {"method", "path", "status"}
+@lru_cache(256)
+def _pairs(names: tuple[str, ...]) -> str:
+    """A place for each field that the message has not: all lines of a kind have the same."""
+    pairs = " ".join(f"{name}=%({name})s" for name in names if name not in ("method", "path", "status"))
+    return f"  {pairs}" if pairs else ""
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    fields = getattr(record, "fields", {})
-    return fields if isinstance(fields, Mapping) else {}
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
