@@ -132,6 +132,14 @@ async def test_requests_of_one_turn_ride_together_and_later_ones_wait_for_the_la
     assert [task.result().batch_rows for task in first + later] == [2, 2, 3, 3, 3]
 
 
+async def test_a_lane_has_its_next_run_before_the_last_is_answered():
+    bench, working = Bench(max_batch=1), []
+    for value in range(2):
+        bench.batcher.enqueue(rows([value]), lambda _: working.append(bench.lanes[0].job is not None))
+    await bench.finish()
+    assert working == [True, False] and bench.at_rest()
+
+
 async def test_priority_goes_before_arrival():
     bench = Bench(max_batch=1)
     bench.send([0])
