@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.api import problems
 from service.api.guard import Guard
 from service.api.hot import HOT, Asked, Begin, Drawing, answered, rendering, took
-from service.api.ledger import Ledger
+from service.api.ledger import Ledger, lines_of
 from service.api.parts import Parts
 from service.api.pictures import Rendered, is_small
 from service.api.plain import Headers, Reply
@@ -210,16 +210,13 @@ class Exchange:
         responding = perf_counter()
         record, ledger = self._record, self._front.ledger
         record.status = reply.status
-        own = ledger.headers(record)
-        if own[-1][0] == b"connection":
-            self.keep_alive = False
-        elif not self.keep_alive:
-            own.append((b"connection", b"close"))
-        pairs = (*self._channel.date_headers(), *reply.headers, *own)
-        lines = [b"%b: %b\r\n" % pair for pair in pairs]
+        self.keep_alive = self.keep_alive and not ledger.draining()
+        told = lines_of((*self._channel.date_headers(), *reply.headers))
+        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         record.body_bytes = len(reply.body)
         self.response_complete = True
-        self._channel.answer(self, b"".join((STATUS_LINE[reply.status], *lines, b"\r\n", reply.body)))
+        answer = b"".join((STATUS_LINE[reply.status], told, ledger.lines(record), ending, reply.body))
+        self._channel.answer(self, answer)
         record.stages["write"] = perf_counter() - responding
         ledger.close(record)
 

@@ -85,10 +85,7 @@ def linked(parts: Parts, asked: Asked) -> Drawing | Reply:
     recipe, seeds = parts.recipes.of_query(asked.query, accept)
     record.stages["read"] = perf_counter() - record.started
     form = _settled(parts, record, recipe, accept, "image")
-    pinned = recipe.request.model == recipe.ref
-    seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
-    cache = f"{parts.cached_by}, max-age={seconds}" + (", immutable" if pinned else "")
-    own = [(b"cache-control", cache.encode("ascii")), _VARY]
+    own = [(b"cache-control", recipe.cache), _VARY]
     if recipe.tag is not None:
         tag = entity_tag(recipe.tag, seeds)
         own.append((b"etag", tag.encode("ascii")))
@@ -140,25 +137,26 @@ def _settled(parts: Parts, record: Record, recipe: Recipe, accept: str | None, s
         record.model = info.ref
         recipe.form = choose(shape or request.shape, request.format, request.images, accept)
         recipe.tag = tag_base(parts, info, request, recipe.form)
+        recipe.cache = _cache_of(parts, pinned=request.model == info.ref)
         recipe.info, recipe.ref = info, info.ref
     record.model = recipe.ref
     return recipe.form
 
 
+def _cache_of(parts: Parts, *, pinned: bool) -> bytes:
+    """A link's `cache-control`: for ever where it names the version, too."""
+    seconds = PINNED_CACHE_S if pinned else parts.settings.cache_s
+    return (f"{parts.cached_by}, max-age={seconds}" + (", immutable" if pinned else "")).encode("ascii")
+
+
 def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s: float) -> dict[str, Any]:
-    request, share = recipe.request, asked.record.share
     arguments: dict[str, Any] = {
-        "model": request.model,
+        **recipe.arguments,
         "seeds": seeds,
-        "count": request.count,
-        "latents": request.latents,
-        "labels": None if isinstance(request.label, tuple) else request.label,
-        "truncation": request.truncation,
-        "steering": request.steering,
         "priority": number_of(asked.headers, "X-Priority", 1, 9) or 5,
         "timeout_s": timeout_s,
         "lone": asked.record.lone,
     }
-    if share is not None:
-        arguments["share"] = share
+    if asked.record.share is not None:
+        arguments["share"] = asked.record.share
     return arguments

@@ -1,7 +1,7 @@
 """Each request's record, whichever way it is served: opened with its ids, told in its answer's head, closed once."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from time import perf_counter
 
@@ -19,6 +19,9 @@ Requests in flight do not tell: one that never leaves the event loop is over bef
 
 _NOT_ZERO = 1 << 191 | 1
 """Neither half of what is drawn for trace and span may be zero."""
+
+_OWN = ("x-request-id", "server-timing", "traceparent")
+"""Headers of every answer, as `_own` fills them in."""
 
 _random = Random().getrandbits  # seeded by the system; ids need be unique, not secret
 
@@ -47,6 +50,7 @@ class Ledger:
         told: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self._told = tuple(told)
+        self._told_lines = lines_of(self._told)
         self._metrics = metrics
         self._access_log = access_log
         self.draining = draining
@@ -87,18 +91,31 @@ class Ledger:
 
     def headers(self, record: Record) -> list[tuple[bytes, bytes]]:
         """What the head of every answer ends with: id, timings so far, trace context."""
-        told = [
-            *self._told,
-            (b"x-request-id", record.request_id.encode("ascii")),
-            (b"server-timing", record.server_timing().encode("ascii")),
-            (b"traceparent", record.traceparent().encode("ascii")),
-        ]
+        own = zip(_OWN, _own(record), strict=True)
+        told = [*self._told, *((name.encode("ascii"), value.encode("ascii")) for name, value in own)]
         if self.draining():  # else the client sends its next request down a connection about to close
             told.append((b"connection", b"close"))
         return told
+
+    def lines(self, record: Record) -> bytes:
+        """The same as a head's lines, for who writes it outright; without `connection`."""
+        return self._told_lines + (_OWN_LINES % _own(record)).encode("ascii")
 
     def close(self, record: Record) -> None:
         """The request is over; without a status its client has left."""
         self._metrics.in_flight -= 1
         record.status = record.status or 499
         publish(record, self._metrics, log=self._access_log)
+
+
+def lines_of(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as lines of a head."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+
+
+_OWN_LINES = "".join(f"{name}: %s\r\n" for name in _OWN)
+
+
+def _own(record: Record) -> tuple[str, str, str]:
+    """A record's id, timings so far, and trace context."""
+    return record.request_id, record.server_timing(), record.traceparent()

@@ -1,6 +1,6 @@
 """A request's headers and an answer as plain data: what the ASGI way and the connection's own way have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from starlette.responses import Response
@@ -11,15 +11,15 @@ Pairs = Sequence[tuple[bytes, bytes]]
 class Headers:
     """A request's headers; looked up by lower-case name, as HTTP parsers hand them on."""
 
-    __slots__ = ("_first", "pairs")
+    __slots__ = ("_first", "first", "pairs")
+
+    first: Callable[[bytes], bytes | None]
+    """The first line of that name; None where there is none. The table's own method: it is asked for most often."""
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
         self._first = dict(reversed(pairs))  # of lines that repeat a name the first stands
-
-    def first(self, name: bytes) -> bytes | None:
-        """The first line of that name; None where there is none."""
-        return self._first.get(name)
+        self.first = self._first.get
 
     def joined(self, name: bytes) -> str | None:
         """A list-valued header, its lines joined (RFC 9110, 5.3); None where there is none."""

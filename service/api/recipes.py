@@ -3,11 +3,12 @@
 The text around the seed's digits is looked up. It is known only if the whole text was accepted with two seeds in that
 place, by the checks that every request goes through; so the place holds the seed and nothing else, and any other
 seed in range would have been accepted too. What was refused is not remembered and is checked anew each time.
+A range of seeds is such a place too, for as many seeds.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -28,10 +29,14 @@ TEXT_BYTES = 512
 
 # No backslash may stand before the name: it could be part of a string then.
 _IN_BODY = re.compile(rb'([^\\]*"seed"[ \t\r\n]*:[ \t\r\n]*)(0|[1-9][0-9]{0,9})([ \t\r\n]*[,}].*)', re.DOTALL)
+_RANGE_IN_BODY = re.compile(
+    rb'([^\\]*"seeds"[ \t\r\n]*:[ \t\r\n]*")(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})("[ \t\r\n]*[,}].*)', re.DOTALL
+)
 _IN_QUERY = re.compile(rb"((?:.*&)?seed=)(0|[1-9][0-9]{0,9})((?:&.*)?)", re.DOTALL)
 
 Context = tuple[bytes | str | None, str | None]
-Key = tuple[bytes, bytes, bytes | str | None, str | None]
+Key = tuple[bytes, bytes, int, bytes | str | None, str | None]
+"""What stands before and after the digits, how many seeds a range has (0: a seed alone), and the context."""
 Parse = Callable[[bytes], schemas.GenerateRequest]
 
 
@@ -39,8 +44,8 @@ Parse = Callable[[bytes], schemas.GenerateRequest]
 class Recipe:
     """A checked request but for its seed, and what follows from it for the model that was asked last.
 
-    Filled in by the first request and made anew for another model: `info`, its `ref`, the answer's `form`, and `tag`,
-    the hash of all that the ETag names before the seeds.
+    Filled in by the first request and made anew for another model: `info`, its `ref`, the answer's `form`, `tag`,
+    the hash of all that the ETag names before the seeds, and `cache`, what a link's `cache-control` says.
     """
 
     request: schemas.GenerateRequest
@@ -48,6 +53,20 @@ class Recipe:
     ref: str = ""
     form: Form | None = None
     tag: str | None = None
+    cache: bytes = b""
+    arguments: dict[str, Any] = field(init=False)
+    """What of the request `Engine.generate` takes, but for the seeds."""
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.arguments = {
+            "model": request.model,
+            "count": request.count,
+            "latents": request.latents,
+            "labels": None if isinstance(request.label, tuple) else request.label,
+            "truncation": request.truncation,
+            "steering": request.steering,
+        }
 
 
 class Recipes:
@@ -68,7 +87,7 @@ class Recipes:
         def parse(text: bytes) -> schemas.GenerateRequest:
             return schemas.parse_generate(object_of(text, headers), max_images=self._max_images)
 
-        return self._of(_IN_BODY, body, (kind, accept), parse)
+        return self._of((_IN_BODY, _RANGE_IN_BODY), body, (kind, accept), parse)
 
     def of_npy(self, body: bytes, query: bytes) -> Recipe:
         """The recipe of a body of latents. They are not remembered.
@@ -89,27 +108,32 @@ class Recipes:
         def parse(text: bytes) -> schemas.GenerateRequest:
             return schemas.parse_query(parse_qsl(text.decode("utf-8", "replace"), keep_blank_values=True))
 
-        return self._of(_IN_QUERY, query, ("GET", accept), parse)
+        return self._of((_IN_QUERY,), query, ("GET", accept), parse)
 
-    def _of(self, pattern: "re.Pattern[bytes]", text: bytes, context: Context, parse: Parse) -> tuple[Recipe, Any]:
+    def _of(
+        self, patterns: "tuple[re.Pattern[bytes], ...]", text: bytes, context: Context, parse: Parse
+    ) -> tuple[Recipe, list[int] | None]:
         """Look up the text around the seed; check what is not known."""
-        plain = len(text) <= TEXT_BYTES and len(context[1] or "") <= TEXT_BYTES
-        found = pattern.fullmatch(text) if plain else None
+        found = None
+        if len(text) <= TEXT_BYTES and len(context[1] or "") <= TEXT_BYTES:
+            found = next(filter(None, (pattern.fullmatch(text) for pattern in patterns)), None)
         if found is None:
             return _anew(parse(text))
-        before, digits, after = found.groups()
-        seed = int(digits)
-        key = (before, after, *context)
+        before, first, *last, after = found.groups()
+        seeds = range(int(first), int(last[0] if last else first) + 1)
+        if not seeds:
+            return _anew(parse(text))
+        key = (before, after, len(seeds) if last else 0, *context)
         recipe = self._known.get(key)
-        if recipe is None or seed >= SEED_END:
+        if recipe is None or seeds[-1] >= SEED_END:
             request = parse(text)
-            recipe = self._remembered(key, seed, request, parse)
+            recipe = self._remembered(key, seeds, request, parse)
             if recipe is None:
                 return _anew(request)
-        return recipe, [seed]
+        return recipe, list(seeds)
 
-    def _remembered(self, key: Key, seed: int, request: schemas.GenerateRequest, parse: Parse) -> Recipe | None:
-        """Remember a text that was accepted with this seed, if it is with another, and the seed is where it seemed.
+    def _remembered(self, key: Key, seeds: range, request: schemas.GenerateRequest, parse: Parse) -> Recipe | None:
+        """Remember a text that was accepted with these seeds, if it is with others, and they are where they seemed.
 
         Not at once: many texts are met a single time, and to check each twice would be their loss.
         """
@@ -118,16 +142,28 @@ class Recipes:
                 self._known.clear()
             self._known[key] = None
             return None
-        other = 1 if seed != 1 else 2
+        before, after, count, *_ = key
+        other = 1 if seeds[0] != 1 else 2
+        others = range(other, other + len(seeds))
+        digits = b"%d-%d" % (others[0], others[-1]) if count else b"%d" % other
         try:
-            again = parse(b"%b%d%b" % (key[0], other, key[1]))
+            again = parse(before + digits + after)
         except GanymedeError:
             return None
-        if request.seed != seed or again.seed != other:
+        if not _asks_for(request, seeds) or not _asks_for(again, others):
             return None
         recipe = self._known[key] = Recipe(request)
         return recipe
 
 
 def _anew(request: schemas.GenerateRequest) -> tuple[Recipe, list[int] | None]:
-    return Recipe(request), request.seeds if request.seed is None else [request.seed]
+    return Recipe(request), _seeds_of(request)
+
+
+def _seeds_of(request: schemas.GenerateRequest) -> list[int] | None:
+    return request.seeds if request.seed is None else [request.seed]
+
+
+def _asks_for(request: schemas.GenerateRequest, seeds: range) -> bool:
+    given = _seeds_of(request)
+    return given is not None and len(given) == len(seeds) and given == list(seeds)

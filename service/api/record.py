@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import perf_counter
@@ -87,7 +87,7 @@ def record_of(request: Request) -> Record:
 def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
     """Tell a finished request: one set of timings becomes metrics and the log line (and was the header)."""
     metrics.observe(record)
-    if not log:
+    if not log or not _access.isEnabledFor(logging.INFO):
         return
     fields: dict[str, Any] = {
         "request_id": record.request_id,
@@ -96,12 +96,13 @@ def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
         "method": record.method,
         "path": record.path,
         "status": record.status,
-        "duration_ms": round((perf_counter() - record.started) * 1000, 3),
+        "duration_ms": _milliseconds(perf_counter() - record.started),
         "bytes": record.body_bytes,
     }
     if record.task != "other":
         fields |= {"task": record.task, "model": record.model, "images": record.images}
-        fields |= {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in record.stages.items()}
+        for stage, seconds in record.stages.items():
+            fields[f"{stage}_ms"] = _milliseconds(seconds)
     if record.batch_rows is not None:
         fields["batch_rows"] = record.batch_rows
     if record.coalesced:
@@ -110,7 +111,33 @@ def publish(record: Record, metrics: Metrics, *, log: bool) -> None:
         fields["caller"] = record.caller
     if record.rejected is not None:
         fields["rejected"] = record.rejected
-    _access.info("%s %s %d", record.method, record.path, record.status, extra={"fields": fields})
+    _access.handle(_Line(f"{record.method} {record.path} {record.status}", fields))
+
+
+def _milliseconds(seconds: float) -> float:
+    """To the microsecond. In a quarter of the time that `round` takes to three places."""
+    return round(seconds * 1e6) / 1000
+
+
+class _Line(logging.LogRecord):
+    """A request's line as `logging` hands it on, made without looking for the caller, the thread and the process.
+
+    They are the same for every line, none of our formats shows them, and they take longer than all of the rest.
+    """
+
+    def __init__(self, message: str, fields: dict[str, Any]) -> None:
+        now_s = time.time()
+        told = {"msg": message, "created": now_s, "msecs": now_s % 1 * 1000, "fields": fields}
+        self.__dict__ = {**_EVERY_LINE, **told}
+
+
+_EVERY_LINE = logging.LogRecord(_access.name, logging.INFO, __file__, 0, "", (), None, "publish").__dict__
+
+
+@lru_cache(4)
+def _clock(second: int, form: str) -> str:
+    """A second as a line begins with it: many lines are of the same one."""
+    return time.strftime(form, time.localtime(second))
 
 
 class JsonFormatter(logging.Formatter):
@@ -118,7 +145,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": _clock(int(record.created), "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -135,12 +162,22 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """To the second."""
+        return _clock(int(record.created), datefmt or "%H:%M:%S")
+
     def format(self, record: logging.LogRecord) -> str:
-        shown = {"method", "path", "status"}
-        pairs = " ".join(f"{key}={value}" for key, value in _fields(record).items() if key not in shown)
-        return f"{super().format(record)}  {pairs}" if pairs else super().format(record)
+        fields = _fields(record)
+        return f"{super().format(record)}{_pairs(tuple(fields)) % fields}"
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    fields = getattr(record, "fields", {})
-    return fields if isinstance(fields, Mapping) else {}
+@lru_cache(256)
+def _pairs(names: tuple[str, ...]) -> str:
+    """A place for each field that the message has not: all lines of a kind have the same."""
+    pairs = " ".join(f"{name}=%({name})s" for name in names if name not in ("method", "path", "status"))
+    return f"  {pairs}" if pairs else ""
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}

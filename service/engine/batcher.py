@@ -12,9 +12,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from service.engine.admission import MOST_ROWS, Asked, Gate, Gates, Line
+from service.engine.admission import MOST_ROWS, REPLY_S, Asked, Gate, Gates, Line
 from service.engine.entries import (
     USUAL,
     Answer,
@@ -30,7 +29,7 @@ from service.engine.entries import (
     take,
 )
 from service.engine.fairness import Share
-from service.engine.lanes import Lane, Outcome, ThreadLane, run_parts
+from service.engine.lanes import Lane, Outcome, Run, ThreadLane, run_parts
 from service.engine.pricing import RunCosts, left_s
 from service.engine.queue import Queue
 from service.engine.session import Arrays, Session, Watch
@@ -52,19 +51,6 @@ FILL_WEIGHT = 0.1
 """Weight of the newest run in the rows that a run takes while more wait: fewer than the cap where shapes are mixed."""
 
 _SMOOTHING = 0.2  # weight of the newest run in the measured seconds per row: follows a change within about ten runs
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    """What one lane is doing. `seen`: the session calls that its watcher has given their time."""
-
-    lane: int
-    decision: Decision
-    started_s: float
-    watch: Watch
-    rows: int
-    seen: int = 1
-    timer: asyncio.TimerHandle | None = None
 
 
 class Batcher:
@@ -118,10 +104,11 @@ class Batcher:
         self._run_timeout_s = run_timeout_s
         self._lone_s = lone_s
         self._free = list(range(len(sessions)))
-        self._running: dict[int, _Run] = {}
+        self._running: dict[int, Run] = {}
         self._live: set[Entry] = set()
         self._arrivals = 0
         self._scheduled = False
+        self._untimed: list[Entry] = []
         self._accepting = True
         self._idle: asyncio.Future[None] | None = None
         self._row_s = row_s
@@ -209,10 +196,12 @@ class Batcher:
             self._run_here(self._free.pop(), Decision((Slice(entry, 0, rows),), ()))
             return entry
         if deadline_s is not None:
-            entry.timer = self._loop.call_at(deadline_s, self._expire, entry)
+            self._untimed.append(entry)
         self._live.add(entry)
         self._queue.add(entry, share)
         self._schedule()
+        if not self._scheduled:
+            self._keep_deadlines()
         return entry
 
     def withdraw(self, entry: Entry) -> None:
@@ -290,7 +279,7 @@ class Batcher:
         if self._free:
             if self._queue.rows + rows > gate.max_rows:
                 self._dispatch()
-            if self._free and not self._queue:
+            if self._free and (not self._queue or self._rides_now(rows, remaining_s, gate, share)):
                 return 0.0
         asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
         if self._queue.rows + rows > MOST_ROWS * self._gate.max_rows:
@@ -300,6 +289,17 @@ class Batcher:
         except Overloaded as error:
             self._rejected[error.reason] += 1
             raise
+
+    def _rides_now(self, rows: int, remaining_s: float, gate: Gate, share: Share | None) -> bool:
+        """Whether so many rows go with those that wait for the end of this turn of the loop, in one run and in time.
+
+        They wait for no lane, so that there is nothing to price. Where places are promised or clients take turns, the
+        gate has to know of them.
+        """
+        rows += self._queue.rows
+        if share is not None or gate.promises or rows > self._policy_of(self._free[-1]).max_batch:
+            return False
+        return self._costs.run_s(rows) <= min(remaining_s - REPLY_S, gate.max_s)
 
     def _is_short(self, rows: int) -> bool:
         """Whether a lone request's rows run here: nothing else does or waits, and they are measured to be short."""
@@ -321,8 +321,7 @@ class Batcher:
         """Hand the queue to the lanes that are free; or run it here, where that takes less than to hand it over."""
         self._scheduled = False
         while self._free and self._queue:
-            rows = min(self._queue.rows, self.policy.max_batch)
-            here = not self._running and self._costs.curve_s(rows) <= HERE_SHARE * self._lone_s
+            here = self._next_is_here()
             policy, free_lanes = self._policy_of(self._free[-1]), 1 if here else len(self._free)
             decision = take(self._queue.entries, self._loop.time(), policy, free_lanes, self._expected_s)
             for part in decision.slices:
@@ -335,7 +334,20 @@ class Batcher:
                 self._expire(entry)
             if here:
                 self._schedule()  # the loop has other things to do between two runs
-                return
+                break
+        self._keep_deadlines()
+
+    def _next_is_here(self) -> bool:
+        """Whether what waits would run on the loop: no lane runs, and it is short."""
+        rows = min(self._queue.rows, self.policy.max_batch)
+        return not self._running and self._costs.curve_s(rows) <= HERE_SHARE * self._lone_s
+
+    def _keep_deadlines(self) -> None:
+        """Timers for who waits on: most are answered within the turn of the loop in which they came, and need none."""
+        untimed, self._untimed = self._untimed, []
+        for entry in untimed:
+            if not entry.ended and entry.deadline_s is not None:
+                entry.timer = self._loop.call_at(entry.deadline_s, self._expire, entry)
 
     def _schedule(self) -> None:
         """Dispatch at the end of this turn of the loop: requests that arrived together ride together."""
@@ -345,9 +357,11 @@ class Batcher:
 
     def _run_here(self, lane: int, decision: Decision) -> None:
         """Run on the event loop, in the place of a lane."""
-        run = self._running[lane] = _Run(lane, decision, self._clock(), Watch(endable=False), decision.rows)
+        run = self._running[lane] = Run(lane, decision, self._clock(), Watch(endable=False), decision.rows)
         parts = [rows_of(part) for part in decision.slices]
-        self._settle(run, run_parts(self._sessions[lane], parts, _wanted, run.watch))
+        outcome = run_parts(self._sessions[lane], parts, _wanted, run.watch)
+        self._leave_lane(run, outcome)
+        self._answer(run, outcome)
 
     def _policy_of(self, lane: int) -> BatchPolicy:
         """The policy, within what the lane's session has been found to hold in memory."""
@@ -358,7 +372,7 @@ class Batcher:
 
     def _start(self, lane: int, decision: Decision) -> None:
         slices, session, loop = decision.slices, self._sessions[lane], self._loop
-        run = _Run(lane, decision, self._clock(), Watch(), decision.rows)
+        run = Run(lane, decision, self._clock(), Watch(), decision.rows)
         self._running[lane] = run
         parts = [rows_of(part) for part in slices]
 
@@ -377,7 +391,7 @@ class Batcher:
         curve_s = self._costs.curve_s(rows) if self._measured else 0.0
         return max(self._run_timeout_s, HANG_FACTOR * max(curve_s, rows * self._row_s))
 
-    def _look_after(self, run: _Run) -> None:
+    def _look_after(self, run: Run) -> None:
         """A run's time is up: wait on where it moves, else fail its entries and tell it to end."""
         if run.watch.loading or run.watch.calls > run.seen:
             run.seen = max(run.seen, run.watch.calls)
@@ -391,7 +405,7 @@ class Batcher:
         for part in run.decision.slices:
             self._end(part.entry, RunFailed(f"{self.name}: the run did not come back"), "failed")
 
-    def _replace(self, run: _Run) -> None:
+    def _replace(self, run: Run) -> None:
         """Give up a lane whose run did not end when it was told to; another takes its place."""
         lane = run.lane
         del self._running[lane]
@@ -403,22 +417,26 @@ class Batcher:
         self._free.append(lane)
         self._dispatch()
 
-    def _finish(self, run: _Run, outcome: Outcome) -> None:
-        """A lane is free again: answer its entries, then let it take what is queued."""
-        self._settle(run, outcome)
+    def _finish(self, run: Run, outcome: Outcome) -> None:
+        """A lane is free again: let it take what is queued, and meanwhile write the answers of what it has done."""
+        if self._running.get(run.lane) is not run:
+            return  # given up long ago, and answered then
+        self._leave_lane(run, outcome)
+        if not self._next_is_here():
+            self._dispatch()
+        self._answer(run, outcome)
         self._dispatch()
 
-    def _settle(self, run: _Run, outcome: Outcome) -> None:
-        """Answer a run's entries."""
-        lane, decision = run.lane, run.decision
-        if self._running.get(lane) is not run:
-            return  # given up long ago, and answered then
+    def _leave_lane(self, run: Run, outcome: Outcome) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        del self._running[lane]
-        self._free.append(lane)
+        del self._running[run.lane]
+        self._free.append(run.lane)
         self._count(run, outcome)
-        for part, answer in zip(decision.slices, outcome.answers, strict=True):
+
+    def _answer(self, run: Run, outcome: Outcome) -> None:
+        """Answer a run's entries."""
+        for part, answer in zip(run.decision.slices, outcome.answers, strict=True):
             entry = part.entry
             if entry.ended:
                 continue
@@ -438,7 +456,7 @@ class Batcher:
             if entry.answered == entry.rows:
                 self._end(entry, assemble(entry), "answered")
 
-    def _count(self, run: _Run, outcome: Outcome) -> None:
+    def _count(self, run: Run, outcome: Outcome) -> None:
         rows, seconds = run.rows, outcome.ended_s - outcome.started_s
         self._runs += outcome.runs
         self._rows += rows

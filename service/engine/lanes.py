@@ -1,5 +1,6 @@
 """Lanes: the worker threads that run a session, and what one run of several entries' rows comes to."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -8,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from service.engine.entries import Decision
 from service.engine.session import Array, Arrays, Session, Watch, check_outputs
 from service.errors import GanymedeError, RunFailed
 
@@ -31,6 +34,19 @@ def step_back() -> None:
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """What one lane is doing. `seen`: the session calls that its watcher has given their time."""
+
+    lane: int
+    decision: Decision
+    started_s: float
+    watch: Watch
+    rows: int
+    seen: int = 1
+    timer: asyncio.TimerHandle | None = None
 
 
 class Lane(Protocol):

@@ -42,6 +42,8 @@ def check_seed(seed: object, *, field: str = "seed") -> int:
     Raises:
         InvalidRequest: not a whole number, or outside 0 <= seed < 2**32; names `field`.
     """
+    if type(seed) is int and 0 <= seed < SEED_END:  # as nearly all are
+        return seed
     if isinstance(seed, (bool, np.bool_)):
         raise InvalidRequest(f"{field}: {seed!r} is not a whole number", field=field)
     try:

@@ -39,6 +39,7 @@ SAMPLED_ROWS = 8
 BAND_BYTES = 1 << 17
 """Rows are filtered in bands of so many bytes, which stay in the processor's cache."""
 
+_UINT8 = np.dtype(np.uint8)
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
 _NONE, _SUB, _UP = 0, 1, 2
 _SUMMED = 256  # differences of at most 127 that 16 bits can add up
@@ -57,7 +58,7 @@ def encode_png(image: Image, chunks: Sequence[Chunk] = ()) -> bytes:
     Raises:
         ValueError: the array is not uint8 HWC, is empty, or has another number of channels.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _COLOUR_TYPES or 0 in image.shape:
+    if image.dtype != _UINT8 or image.ndim != 3 or image.shape[2] not in _COLOUR_TYPES or 0 in image.shape:
         raise ValueError(f"a PNG needs uint8 [height, width, 1|3|4], not {image.dtype} {list(image.shape)}")
     return b"".join((header_chunk(*image.shape), *chunks, chunk(b"IDAT", packed(image)), _END))
 
@@ -114,6 +115,10 @@ def header_chunk(height: int, width: int, channels: int) -> bytes:
 def _filtered(flat: Image, channels: int) -> Image:
     """Rows [height, width * channels] with their filter bytes: uint8 [height, 1 + width * channels]."""
     height, row_bytes = flat.shape
+    if flat.size <= PLAIN_BYTES:
+        out = np.zeros((height, 1 + row_bytes), np.uint8)
+        out[:, 1:] = flat
+        return out
     out = np.empty((height, 1 + row_bytes), np.uint8)
     best = _best(flat, channels)
     if best == _NONE:
@@ -136,8 +141,6 @@ def _filtered(flat: Image, channels: int) -> Image:
 
 def _best(flat: Image, channels: int) -> int:
     """The filter whose bytes lie nearest to zero, modulo 256, judged on 8 to 15 rows; Up where there are fewer."""
-    if flat.size <= PLAIN_BYTES:
-        return _NONE
     if channels == 1 and flat.size <= GRAY_BYTES:
         return _NONE if 2 * np.count_nonzero(flat) < flat.size else _UP
     step = len(flat) // SAMPLED_ROWS

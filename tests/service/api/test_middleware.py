@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from pathlib import Path
 
 import httpx
@@ -119,6 +120,18 @@ async def test_logs_hold_no_query_and_no_line_breaks(client, caplog):
         await client.get("/models/a%0ab?token=secret", headers={"authorization": "Bearer secret"})
     lines = [TextFormatter().format(record) for record in caplog.records if record.name == "ganymede.access"]
     assert len(lines) == 1 and "secret" not in lines[0] and "\n" not in lines[0] and "/models/a%0ab" in lines[0]
+
+
+async def test_a_line_of_text_tells_every_field_once(client, caplog):
+    with caplog.at_level(logging.INFO, "ganymede.access"):
+        await client.get("/livez", headers={"x-request-id": "r2"})
+    (record,) = [record for record in caplog.records if record.name == "ganymede.access"]
+    line = TextFormatter().format(record)
+    at = time.strftime("%H:%M:%S", time.localtime(record.created))
+    told = " ".join(f"{key}={record.fields[key]}" for key in record.fields if key not in ("method", "path", "status"))
+    assert line == f"{at} INFO    GET /livez 200  {told}" and "request_id=r2" in told
+    usual = logging.Formatter("%(asctime)s %(filename)s:%(lineno)d %(process)d %(threadName)s %(message)s")
+    assert usual.format(record).endswith("GET /livez 200"), "anybody's format finds all that it may name"
 
 
 async def test_json_logs_are_json(client, engine, caplog):

@@ -36,6 +36,16 @@ BODIES = [
     '{"model":"faces","sed":1,"seed":%s}',
     '{"model":"faces","label":"Čepice","seed":%s}',
     '"seed":%s,',
+    '{"model":"faces","seeds":"%s-9"}',
+    '{"model":"faces","seeds":"1-%s","as":"zip"}',
+    '{"model":"faces","seeds":"%s-%s"}',
+    '{"model":"faces","seeds" : "4294967290-%s" ,"truncation":0.5}',
+    '{"model":"faces","seeds":"%s"}',
+    '{"model":"faces","seeds":"0-%s,5"}',
+    '{"model":"faces","label":"x","seeds":"0-%s","seed":3}',
+    '{"model":"faces","label":["a","b"],"seeds":"1-%s"}',
+    '{"model":"faces","count":2,"seeds":"1-%s"}',
+    '{"model":"faces","label":{"seeds":"1-%s"}}',
 ]
 SEEDS = ["0", "1", "2", "7", "07", "4294967295", "4294967296", "9999999999", "10000000000", "", " 3 ", "1e3"]
 
@@ -67,14 +77,33 @@ def read_anew(body: bytes):
 def test_every_text_is_what_reading_it_gives(body):
     known = Recipes(64)
     for seed in SEEDS * 3:
-        text = (body % seed).encode()
+        text = body.replace("%s", seed).encode()
         assert outcome(lambda text=text: looked_up(known, text)) == outcome(lambda text=text: read_anew(text)), text
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     pieces=st.lists(
-        st.sampled_from(['"seed"', ":", "1", "23", ",", "{", "}", '"', "\\", " ", '"model":"faces"', "[", "]", "seed"]),
+        st.sampled_from(
+            [
+                '"seed"',
+                '"seeds"',
+                "-",
+                ":",
+                "1",
+                "23",
+                ",",
+                "{",
+                "}",
+                '"',
+                "\\",
+                " ",
+                '"model":"faces"',
+                "[",
+                "]",
+                "seed",
+            ]
+        ),
         max_size=14,
     )
 )
@@ -124,6 +153,22 @@ def test_what_differs_in_its_seed_alone_shares_a_recipe():
     assert first is again and (seeds, others) == ([1], [99])
     for body, accept in ((b'{"model":"faces","seed":1 }', None), (b'{"model":"faces","seed":1}', "image/webp")):
         assert known.of_body(body, HEADERS, accept)[0] is not first
+
+
+def test_ranges_of_as_many_seeds_share_one():
+    known = Recipes(64)
+
+    def of(seeds):
+        return known.of_body(b'{"model":"faces","seeds":"%b","as":"zip"}' % seeds, HEADERS, None)
+
+    of(b"0-3")
+    first, seeds = of(b"4-7")
+    again, others = of(b"1000-1003")
+    assert first is again and (seeds, others) == ([4, 5, 6, 7], [1000, 1001, 1002, 1003])
+    assert of(b"0-4")[0] is not first and of(b"0-0")[0] is not first
+    assert outcome(lambda: of(b"4294967295-4294967298")) == outcome(
+        lambda: read_anew(b'{"model":"faces","seeds":"4294967295-4294967298","as":"zip"}')
+    ), "out of range, though such a text is known"
 
 
 def test_memory_is_bounded(monkeypatch):

@@ -132,6 +132,14 @@ async def test_requests_of_one_turn_ride_together_and_later_ones_wait_for_the_la
     assert [task.result().batch_rows for task in first + later] == [2, 2, 3, 3, 3]
 
 
+async def test_a_lane_has_its_next_run_before_the_last_is_answered():
+    bench, working = Bench(max_batch=1), []
+    for value in range(2):
+        bench.batcher.enqueue(rows([value]), lambda _: working.append(bench.lanes[0].job is not None))
+    await bench.finish()
+    assert working == [True, False] and bench.at_rest()
+
+
 async def test_priority_goes_before_arrival():
     bench = Bench(max_batch=1)
     bench.send([0])
@@ -216,6 +224,30 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     patient = bench.send([2], deadline_s=now_s + 100)
     await bench.finish()
     assert patient.result().outputs["y"].shape == (1, 2)
+
+
+async def test_who_rides_in_the_run_about_to_begin_is_let_in_unless_that_run_takes_too_long():
+    bench = Bench(max_batch=8, run_s=lambda rows: 0.1 * rows)
+    end_s = asyncio.get_running_loop().time() + 0.25
+    tasks = [bench.send([value], deadline_s=end_s) for value in range(3)]
+    await bench.finish()
+    assert [task.result().batch_rows for task in tasks[:2]] == [2, 2]
+    with pytest.raises(Overloaded):  # a run of three would end too late, for all of them
+        tasks[2].result()
+    assert bench.at_rest()
+
+
+async def test_deadlines_are_kept_in_a_lane_and_behind_it():
+    bench = Bench(max_batch=1, row_s=0.0001)
+    end_s = asyncio.get_running_loop().time() + 0.05
+    tasks = [bench.send([value], deadline_s=end_s) for value in range(2)]
+    await settle()
+    tasks.append(bench.send([2], deadline_s=end_s))
+    for task in tasks:
+        with pytest.raises(DeadlineExceeded):
+            await task
+    await bench.finish()
+    assert bench.at_rest() and bench.session.batches == [[0.0]]
 
 
 async def test_cancelling_withdraws_the_rows():
