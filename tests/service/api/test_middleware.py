@@ -193,7 +193,7 @@ async def test_the_stages_leave_no_gap(client, engine):
     await client.post("/generate", json={"model": "faces", "seed": 1})  # what is imported at first use
     engine.gate = asyncio.Event()
     asking = asyncio.create_task(client.post("/generate", json={"model": "faces", "seed": 2}))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # long beside what a busy machine takes away between two stages
     engine.gate.set()
     reply = await asking
     stages = {
@@ -201,7 +201,7 @@ async def test_the_stages_leave_no_gap(client, engine):
         for name, value in (part.split(";dur=") for part in reply.headers["server-timing"].split(", "))
     }
     total = stages.pop("total")
-    assert total >= 50
+    assert total >= 500
     assert 0.95 * total <= sum(stages.values()) <= 1.01 * total
 
 
