@@ -1,13 +1,12 @@
 """Uploads: how fast bombs are refused, what 50 megapixels of enlargement take, the loop's lag under large bodies.
 
-    python benchmarks/uploads.py [--seconds 10] [--append benchmarks/RESULTS.md]
+    PYTHONPATH=. python benchmarks/uploads.py [--seconds 10] [--append benchmarks/RESULTS.md]
 
-Runs a server of its own with tiny convolutional models that it writes; prints three tables. Memory is the process's
-resident set, time is the wall's: stop everything else first.
+Runs servers of its own with tiny convolutional models that it writes; prints three tables. Memory is the process's
+resident set, time is the wall's: stop everything else first. The third table is told by `bodies.py`.
 """
 
 import argparse
-import asyncio
 import http.client
 import json
 import os
@@ -21,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import bodies
+from benchmarks.server import machine
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/service/imaging")]
 
-CLIENTS = 16
-BODY_BYTES = 16 << 20
 RESULT = (5776, 8664)
 """Rows and columns of the enlarged picture: 50 megapixels."""
 
@@ -33,21 +33,18 @@ RESULT = (5776, 8664)
 def main() -> None:
     """Measure and print; `--append` also writes."""
     parser = argparse.ArgumentParser(description="Bombs, a large enlargement, large bodies.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long large bodies are sent")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each load of large bodies lasts")
     parser.add_argument("--append", type=Path, help="a Markdown file to append the tables to")
-    parser.add_argument("--serve", type=Path, help="(a process of its own) serve these models and tell the loop's lag")
     parser.add_argument("--bomb", help="(a process of its own) refuse this bomb")
     arguments = parser.parse_args()
-    if arguments.serve:
-        asyncio.run(serve(arguments.serve))
-    elif arguments.bomb:
+    if arguments.bomb:
         refuse(arguments.bomb)
     else:
         text = "\n".join([bombs(), *large(arguments.seconds)])
         print(text)
         if arguments.append:
             with arguments.append.open("a") as file:
-                file.write(f"\n## Uploads: {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
+                file.write(f"\n## Uploads: {machine()}\n\n{text}\n")
 
 
 def bombs() -> str:
@@ -89,78 +86,15 @@ def peak_kib() -> int:
     return resident_kib(os.getpid())
 
 
-async def serve(models: Path) -> None:
-    """A server that prints its port, and at the end of its input its loop's lag in milliseconds."""
-    import uvicorn
-
-    from service.api.app import create_app
-    from service.settings import Settings
-
-    settings = Settings(models=models, profile_s=0, lanes=1, threads_per_lane=1, access_log=False, poll_models_s=None)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
-    lags: list[float] = []
-
-    async def probe() -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + 0.005
-            await asyncio.sleep(0.005)
-            lags.append(loop.time() - due)
-
-    async def control() -> None:
-        while not server.started:  # noqa: ASYNC110  # uvicorn tells nobody
-            await asyncio.sleep(0.05)
-        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            if line.strip() == "lag":
-                found = np.sort(np.array(lags[1:])) * 1000
-                lags.clear()
-                told = {str(share): float(np.quantile(found, share)) for share in (0.5, 0.99, 1.0)}
-                print(json.dumps(told | {"samples": len(found)}), flush=True)
-        server.should_exit = True
-
-    probing = asyncio.create_task(probe())
-    await asyncio.gather(server.serve(), control())
-    probing.cancel()
-
-
 def large(seconds: float) -> list[str]:
-    """A server's memory and speed over one large enlargement, and its loop's lag under large bodies."""
-    from tinymodels import write_picture_models, write_tiny
+    """A server's memory and speed over one large enlargement, and a loop's lag under large bodies."""
+    from tinymodels import write_picture_models
 
     with tempfile.TemporaryDirectory() as folder:
         write_picture_models(Path(folder))
-        write_tiny(Path(folder), "tiny-rgb")
-        command = [sys.executable, __file__, "--serve", folder]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdin and server.stdout
-            port = int(server.stdout.readline())
-            try:
-                wait_ready(port)
-                first = enlarged(server.pid, port, Path(folder))
-                ask_lag(server)
-                return [first, flooded(server, port, seconds)]
-            finally:
-                server.stdin.close()
-
-
-def wait_ready(port: int) -> None:
-    """Until the models are in."""
-    while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.request("GET", "/readyz")
-        if connection.getresponse().status == 200:
-            return
-        time.sleep(0.1)
-
-
-def ask_lag(server: "subprocess.Popen[str]") -> dict[str, float]:
-    """The lag since the last time, in milliseconds by quantile."""
-    assert server.stdin and server.stdout
-    server.stdin.write("lag\n")
-    server.stdin.flush()
-    told: dict[str, float] = json.loads(server.stdout.readline())
-    return told
+        with bodies.serving(Path(folder)) as (server, port):
+            first = enlarged(server.pid, port, Path(folder))
+        return [first, bodies.measured(Path(folder), seconds)]
 
 
 def post(port: int, path: str, body: bytes, kind: str = "image/png") -> tuple[int, int]:
@@ -196,9 +130,9 @@ def enlarged(process: int, port: int, folder: Path) -> str:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    cpu_s, started = spent_s(process), time.perf_counter()
+    cpu_s, started = bodies.spent_s(process), time.perf_counter()
     status, size = post(port, "/upscale?model=tiny-x4", body)
-    took_s, cpu_s = time.perf_counter() - started, spent_s(process) - cpu_s
+    took_s, cpu_s = time.perf_counter() - started, bodies.spent_s(process) - cpu_s
     done.set()
     watcher.join()
     path = folder / "tiny-x4/1/generator.onnx"
@@ -217,12 +151,6 @@ def enlarged(process: int, port: int, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spent_s(process: int) -> float:
-    """CPU seconds of a process so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def bare_loop(path: Path, picture: np.ndarray, tiles: list) -> tuple[float, float]:
     """Seconds and CPU seconds of the same runs without a server."""
     import onnxruntime
@@ -234,40 +162,6 @@ def bare_loop(path: Path, picture: np.ndarray, tiles: list) -> tuple[float, floa
     for row, column in tiles:
         session.run(None, {"image": picture[None, row.start : row.stop, column.start : column.stop]})
     return time.perf_counter() - started, time.process_time() - cpu_s
-
-
-def flooded(server: "subprocess.Popen[str]", port: int, seconds: float) -> str:
-    """The loop's lag while clients send large bodies and others keep the queue full."""
-    from uploads import saved
-
-    side = int((BODY_BYTES / 3) ** 0.5)
-    body = saved(np.random.RandomState(0).randint(0, 256, (side, side, 3)).astype(np.uint8), "BMP")
-    stop = time.perf_counter() + seconds
-    codes: dict[int, int] = {}
-
-    def upload() -> None:
-        while time.perf_counter() < stop:
-            code, _ = post(port, "/translate?model=tiny-paint&format=jpeg", body, "image/bmp")
-            codes[code] = codes.get(code, 0) + 1
-
-    def draw() -> None:
-        while time.perf_counter() < stop:
-            post(port, "/generate", b'{"model":"tiny-rgb","count":64,"as":"zip"}', "application/json")
-
-    threads = [threading.Thread(target=upload) for _ in range(CLIENTS)] + [
-        threading.Thread(target=draw) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    time.sleep(max(0.0, stop - time.perf_counter()))
-    lag = ask_lag(server)
-    for thread in threads:
-        thread.join()
-    lines = ["| Clients | body, MiB | answers | lag p50, ms | p99 | largest |", "|---" * 6 + "|"]
-    told = ", ".join(f"{count} x {code}" for code, count in sorted(codes.items()))
-    figures = " | ".join(f"{lag[share]:.1f}" for share in ("0.5", "0.99", "1.0"))
-    lines.append(f"| {CLIENTS} | {len(body) / 2**20:.0f} | {told} | {figures} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

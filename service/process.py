@@ -1,8 +1,13 @@
 """What the system tells of this process: CPU time, files, start, and the C library's account of its memory."""
 
+import contextlib
 import ctypes
 import functools
+import mmap
 import os
+import platform
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +25,79 @@ class _Mallinfo(ctypes.Structure):
             "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
         )
     ]  # fmt: skip
+
+
+BEHIND = 5
+"""How much nicer a thread that computes is than the event loop's, and how much nicer than a lane's is one that holds a
+new version against its recorded rows while others serve."""
+
+
+def step_back() -> None:
+    """Let the event loop go before this thread, and before those that it will start.
+
+    What computes does so for as long as a core lets it; the loop works in short bursts, for which it would have to wait
+    until the scheduler thinks that the other has had its share. On Linux each thread has its own nice value; elsewhere,
+    or where it may not be changed, nothing happens.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
+
+
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_RESET_ON_FORK = 1
+SLICE_NS = 100_000
+"""The shortest slice that Linux takes: about one request's turn of the loop."""
+
+
+class _SchedAttr(ctypes.Structure):
+    """Linux's struct sched_attr, as of its first version."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime_ns", ctypes.c_uint64),
+        ("deadline_ns", ctypes.c_uint64),
+        ("period_ns", ctypes.c_uint64),
+    ]
+
+
+def go_first() -> bool:
+    """Have this thread run as soon as it wakes, in short slices and without more of the processor's time; whether told.
+
+    Linux from 6.12 on lets a thread choose its slice, and one with a shorter slice preempts one with a longer when it
+    wakes; older ones, and other systems, take no notice. Threads that this one starts have the usual slice.
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if sys.platform != "linux" or number is None:
+        return False
+    nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    asked = _SchedAttr(ctypes.sizeof(_SchedAttr), os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, SLICE_NS, 0, 0)
+    return bool(ctypes.CDLL(None).syscall(number, 0, ctypes.byref(asked), 0) == 0)
+
+
+_MADV_POPULATE_WRITE = 23
+
+
+def populate(memory: memoryview) -> bool:
+    """Have the system give this memory its pages now, on this thread, other threads running; whether it did.
+
+    A page is cleared when it is first written to. For megabytes that takes longer than to fill them does. What stands
+    there stays. Linux from 5.14 on; elsewhere pages come as ever.
+
+    Args:
+        memory: writable bytes.
+    """
+    if sys.platform != "linux" or not memory.nbytes:
+        return False
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    first = start - start % mmap.PAGESIZE
+    size = ctypes.c_size_t(start + memory.nbytes - first)
+    return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, _MADV_POPULATE_WRITE) == 0)
 
 
 def cpu_s() -> float:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from service.api.middleware.limits import BodyLimit
 from service.api.parts import Parts
 from service.api.pictures import onnxruntime_version
 from service.metrics import Metrics
+from service.process import step_back
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -152,6 +155,9 @@ def _methods(path: str) -> list[str]:
 def _lifespan(parts: Parts) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # What `to_thread` is given cuts, pastes and converts pictures. As many threads as Python would take.
+        pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), "apart", step_back)
+        asyncio.get_running_loop().set_default_executor(pool)
         opening = asyncio.create_task(_open(parts))
         watching = asyncio.create_task(parts.metrics.watch_loop())
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.fast import Exchange, Front
+from service.api.intake import EXTENSION, LEAST_BYTES, Intake
 from service.api.plain import Headers
 from service.api.requests import WATCHED_AFTER_S
 
@@ -31,6 +32,7 @@ class BoundedConnection(HttpToolsProtocol):
     _current: Exchange | None = None  # the last that was begun; a later request may wait behind it
     _slow: asyncio.TimerHandle | None = None  # until it takes the ASGI way
     _descriptor = -1  # of the socket, where it may be written to past the transport
+    _passing = False  # the parser sees bytes that lie where they belong already
     _idle_from_s: float | None = None  # the loop's time of the last answer, while no request is under way
 
     _head_bytes = 0
@@ -92,13 +94,17 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_waiting()
         if self._front is None:
             super().on_headers_complete()
+            self._offer_intake()
             return
         self._hot = self._exchange(self._front)
         if self._hot is None:
             self._begin_cycle()
+            self._offer_intake()
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
+        if self._passing:
+            return
         if self._hot is None:
             super().on_body(body)
         else:
@@ -116,6 +122,22 @@ class BoundedConnection(HttpToolsProtocol):
             self._slow = None
         self.cycle = self._current = exchange  # type: ignore[assignment]
         exchange.run()
+
+    def pass_by(self, piece: memoryview) -> None:
+        """Have the parser count a piece of the body that an intake has read."""
+        self._passing = True
+        try:
+            self.parser.feed_data(piece)
+        finally:
+            self._passing = False
+
+    def _offer_intake(self) -> None:
+        """Let whoever serves the request that has just begun read a large body by himself."""
+        if self._descriptor < 0 or self.pipeline:
+            return
+        length = int(Headers(self.headers).first(b"content-length") or 0)  # the parser has seen that it is a number
+        if length >= LEAST_BYTES:
+            self.scope["extensions"] = {EXTENSION: Intake(self, length)}  # type: ignore[dict-item]
 
     def _unset_keepalive_if_required(self) -> None:
         """The connection is not idle. Its timer stays: to make one for each request costs more than to look twice."""

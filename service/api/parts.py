@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from service.api.recipes import Recipes
 from service.imaging import EncodeOptions
 from service.metrics import Metrics
+from service.process import step_back
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Parts:
         self.cached_by = "private" if self.settings.with_keys else "public"
         self.encode_options = EncodeOptions(self.settings.jpeg_quality, self.settings.webp_quality)
         self.recipes = Recipes(self.settings.max_images)
-        self.encoders = ThreadPoolExecutor(self.settings.encode_threads, thread_name_prefix="encode")
+        self.encoders = ThreadPoolExecutor(self.settings.encode_threads, "encode", step_back)
 
     @property
     def state(self) -> State:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastapi import Request
 
 from service.api import faults, requests
+from service.api.intake import Turns
 from service.api.parts import Parts
 from service.api.plain import Headers
 from service.api.record import record_of
@@ -90,7 +91,7 @@ async def read_upload(
         held: gives back the room that the picture takes, when the request ends.
     """
     record, settings = record_of(request), parts.settings
-    uploads, pictures = _rooms(request, parts)
+    uploads, pictures, turns = _shared(request, parts)
     query, timeout_s = query_fields(request), requests.timeout_of(Headers(request.scope["headers"]), parts)
 
     def serving(name: str) -> "Awaitable[ModelInfo]":
@@ -100,7 +101,7 @@ async def read_upload(
         await serving(query["model"])
     size = expected_bytes(request, settings.max_upload_bytes)
     with uploads.taken(size):
-        body = await read_body(request, size, timeout_s)
+        body = await read_body(request, size, timeout_s, turns)
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")
@@ -125,15 +126,15 @@ async def apart(parts: Parts, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(parts.encoders, work)
 
 
-def _rooms(request: Request, parts: Parts) -> tuple[Room, Room]:
+def _shared(request: Request, parts: Parts) -> tuple[Room, Room, Turns]:
     """What all requests of this app share."""
     state = request.app.state
     if not hasattr(state, "rooms"):
         settings = parts.settings
         uploads = Room(UPLOADS_HELD * settings.max_upload_bytes, "bytes")
         state.rooms = uploads, Room(PICTURES_HELD * settings.max_pixels, "pixels")
-    rooms: tuple[Room, Room] = state.rooms
-    return rooms
+        state.turns = Turns()
+    return *state.rooms, state.turns
 
 
 def _required(form: Form, name: str) -> str:

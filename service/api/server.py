@@ -18,7 +18,7 @@ from service.api.app import create_app
 from service.api.connection import BoundedConnection
 from service.api.parts import Parts
 from service.api.record import JsonFormatter, TextFormatter
-from service.process import bound_heaps
+from service.process import bound_heaps, go_first
 from service.settings import Settings
 
 _log = logging.getLogger("ganymede")
@@ -37,6 +37,16 @@ LINGER_S = 0.2
 def serve(settings: Settings) -> int:
     """Serve until a signal; the exit status: 0 drained, 1 the models or the port could not be opened."""
     start_logs(settings)
+    server = server_of(settings)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's own end when the port is taken; it has logged why
+        return 1
+    return 1 if server.parts.failure is not None else 0
+
+
+def server_of(settings: Settings) -> "DrainingServer":
+    """The server that these settings describe, in a process that is tuned for it; not yet running."""
     sys.setswitchinterval(SWITCH_S)
     if "MALLOC_ARENA_MAX" not in os.environ:
         bound_heaps(max(2, (os.cpu_count() or 1) // 4))  # as few as have not been seen to be waited for
@@ -55,12 +65,7 @@ def serve(settings: Settings) -> int:
         timeout_keep_alive=math.ceil(settings.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
-    server = DrainingServer(config, app)
-    try:
-        server.run()
-    except SystemExit:  # uvicorn's own end when the port is taken; it has logged why
-        return 1
-    return 1 if server.parts.failure is not None else 0
+    return DrainingServer(config, app)
 
 
 def settle() -> None:
@@ -95,8 +100,9 @@ class DrainingServer(uvicorn.Server):
         self._settled = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Note the loop, for the signal handler."""
+        """Note the loop, for the signal handler, and have its thread go first."""
         self._loop = asyncio.get_running_loop()
+        go_first()
         await super().startup()
 
     async def on_tick(self, counter: int) -> bool:

@@ -1,7 +1,7 @@
 """Bodies that hold pictures: a multipart form (RFC 7578), or the bare file with its fields in the query.
 
-The loop only copies what arrives into one buffer; taking the form apart, which is a search through megabytes, is done
-by a worker thread. Parts are windows of the buffer, not copies. Nothing is fetched by URL, nothing touches a disk.
+The loop only has what arrives written into one buffer; taking the form apart, which is a search through megabytes, is
+done by a worker thread. Parts are windows of the buffer, not copies. Nothing is fetched by URL, nothing touches a disk.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.api.faults import BodyTooLarge, BodyTooSlow, MalformedForm, UnsupportedMediaType
+from service.api.intake import Intake, Turns
 from service.api.strict_json import shown
 from service.errors import InvalidRequest, Overloaded
 
@@ -92,25 +93,35 @@ def expected_bytes(request: Request, max_bytes: int) -> int:
     return size
 
 
-async def read_body(request: Request, size: int, timeout_s: float) -> memoryview:
+async def read_body(request: Request, size: int, timeout_s: float, turns: Turns) -> memoryview:
     """The body, in memory that is only taken as it fills.
+
+    Args:
+        turns: shared by all that read.
 
     Raises:
         BodyTooSlow: it had not arrived after `timeout_s`.
         BodyTooLarge: more than `size` bytes came.
     """
     buffer: npt.NDArray[np.uint8] = np.empty(max(1, size), np.uint8)
-    at = 0
+    view, intake = buffer.data, Intake.of(request.scope)
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                if at + len(chunk) > size:
-                    raise BodyTooLarge(f"the body is larger than {size} bytes", field="body", allowed=[size])
-                buffer[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
-                at += len(chunk)
+            at = await (_streamed(request, view) if intake is None else intake.into(view, turns))
     except TimeoutError:
         raise BodyTooSlow(f"the body had not arrived after {timeout_s:g} s", field="body") from None
-    return buffer.data[:at].toreadonly()
+    return view[:at].toreadonly()
+
+
+async def _streamed(request: Request, view: memoryview) -> int:
+    """The body as ASGI hands it over: of unknown length, small, or by way of TLS."""
+    at, size = 0, len(view)
+    async for chunk in request.stream():
+        if at + len(chunk) > size:
+            raise BodyTooLarge(f"the body is larger than {size} bytes", field="body", allowed=[size])
+        view[at : at + len(chunk)] = chunk  # numpy would give the interpreter away and have to wait for it
+        at += len(chunk)
+    return at
 
 
 def query_fields(request: Request) -> dict[str, str]:

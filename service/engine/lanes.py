@@ -1,11 +1,8 @@
 """Lanes: the worker threads that run a session, and what one run of several entries' rows comes to."""
 
 import asyncio
-import contextlib
 import itertools
-import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,23 +14,7 @@ import numpy as np
 from service.engine.entries import Decision
 from service.engine.session import Array, Arrays, Session, Watch, check_outputs
 from service.errors import GanymedeError, RunFailed
-
-BEHIND = 5
-"""How much nicer a lane's thread is than the event loop's, and how much nicer than a lane's is one that holds a new
-version against its recorded rows while others serve."""
-
-
-def step_back() -> None:
-    """Let the event loop go before this thread, and before those that it will start.
-
-    A run computes for as long as a core lets it; the loop works in short bursts, for which it would have to wait until
-    the scheduler thinks that the run has had its share. On Linux each thread has its own nice value; elsewhere, or
-    where it may not be changed, nothing happens.
-    """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
+from service.process import step_back
 
 
 @dataclass(eq=False, slots=True)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from service.engine.lanes import step_back
 from service.engine.options import EngineOptions
 from service.engine.probing import resize
 from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, shelf_of
@@ -22,6 +21,7 @@ from service.errors import FileInvalid, GanymedeError, RunFailed
 from service.manifest import GraphSpec, Manifest
 from service.onnxfile import read_contents
 from service.package import read_golden, read_npz, verify_package
+from service.process import step_back
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class PreparedGraph:
     """One graph that passed every check: a session for each lane; lanes of one device may share one.
 
     `why`: why no better provider was obtained, or a device was left out. `row`: the first recorded row of each input.
-    `lone_s`: see `Batcher`; 0 where a run could hang (loops in the graph) or waits for a device anyway.
+    `lone_s`: see `Batcher`; 0 where a run could hang (loops in the graph), waits for a device anyway, or may be fed a
+    larger picture than was measured.
     """
 
     plan: Plan
@@ -258,7 +259,12 @@ def _prepare_graph(
         lanes += _recovering(own, partial(make, plan.threads, device_id, search=plan.search), plan, row, make)
     kinds = {kind for _, kind in read_contents(folder / spec.file).operators}
     ends = first.provider == "cpu" and not kinds & LOOPS
-    return PreparedGraph(plan, lanes, why, row, LONE_S if ends else 0.0)
+    return PreparedGraph(plan, lanes, why, row, LONE_S if ends and is_of_one_size(spec) else 0.0)
+
+
+def is_of_one_size(spec: GraphSpec) -> bool:
+    """Whether all rows that it is fed have the recorded ones' shape, and so take what those were measured to take."""
+    return all(isinstance(length, int) for tensor in spec.inputs for length in tensor.shape[1:])
 
 
 def _planned(

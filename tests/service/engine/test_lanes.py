@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from service.engine import lanes
-from service.engine.lanes import BEHIND, ThreadLane
+from service import process
+from service.engine.lanes import ThreadLane
+from service.process import BEHIND
 
 NICEST = 19
 
@@ -47,14 +48,14 @@ def test_a_lane_works_where_it_may_not_step_back(monkeypatch):
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr(lanes.os, "setpriority", refuse, raising=False)
+    monkeypatch.setattr(process.os, "setpriority", refuse, raising=False)
     assert run(lambda: 7) == 7
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_are_left_alone(monkeypatch, platform):
-    monkeypatch.setattr(lanes.sys, "platform", platform)
+    monkeypatch.setattr(process.sys, "platform", platform)
     monkeypatch.setattr(
-        lanes.os, "setpriority", lambda *_: pytest.fail("changes the whole process there"), raising=False
+        process.os, "setpriority", lambda *_: pytest.fail("changes the whole process there"), raising=False
     )
     assert run(lambda: 7) == 7

@@ -417,3 +417,12 @@ def test_a_plan_reads_as_a_sentence():
     assert str(plan) == "2 lanes of 1 thread, runs of up to 16 rows, 1.2 ms a row, measured"
     other = Plan(1, 4, 1, 1, 0.25, rows_independent=False, provider="cuda", source="cached", devices=(3,))
     assert str(other) == "1 lane of 4 threads on device 3, one row a run, 250 ms a row, cached"
+
+
+async def test_only_runs_of_the_size_that_was_measured_may_stay_on_the_loop(tmp_path):
+    """A tile of a large picture takes a thousand times what the recorded rows of a few pixels take."""
+    write_tiny(tmp_path, "faces")
+    write_picture_model(tmp_path, "paint", Task.TRANSLATE)
+    for name, may in (("faces", True), ("paint", False)):
+        found = await prepare(tmp_path / name / "1", options(tmp_path), accept)
+        assert (found.graphs["generator"].lone_s > 0) is may
