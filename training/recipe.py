@@ -87,9 +87,10 @@ class Recipe:
     """Side to which images are brought before crops of `size` are cut, px; 0 is a prepared set's own."""
     shrink: float = 1.0
     """Crops up to so many times larger, shrunk: more scales, and cleaner edges, out of the same photographs."""
-    output: Literal["image", "residual", "chroma", "fill"] = "image"
+    output: Literal["image", "residual", "shade", "chroma", "fill"] = "image"
     """What the generator's last layer is: the image; a change of the (enlarged) input, which is learnt far faster where
-    they are alike; colour for the input's luminance; or what lies under the mask, with the rest copied."""
+    they are alike; such a change without fine detail (`shade`); colour for the input's luminance; or what lies under
+    the mask, with the rest copied."""
     downsamplings: int = 2
     """Halvings inside an image-to-image generator; input sides are padded to multiples of 2 to this power."""
     pixel_loss: Literal["l1", "l2"] = "l1"
@@ -139,7 +140,8 @@ class Recipe:
 
     condition_noise: float = 0.0
     """LAPGAN: noise on the images that finer levels are given, up to this deviation: those that they meet when drawing
-    are not as clean as real ones; 0.05 to 0.2."""
+    are not as clean as real ones; 0.05 to 0.2. CycleGAN: noise of this deviation on what is translated back, in which
+    nothing can be hidden."""
     beta: float = 1.0
     """VAE: weight of the divergence from the prior; more makes latents tidier, pictures softer; 0 is an autoencoder."""
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"

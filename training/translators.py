@@ -22,6 +22,8 @@ class Translator(nn.Module):
     `architecture` is `unet` or `resnet`; `output` says what the body's answer is, see Recipe.
     """
 
+    blur: Tensor
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.output = recipe.output
@@ -29,7 +31,10 @@ class Translator(nn.Module):
             recipe, source_channels(recipe), 2 if recipe.output == "chroma" else 3
         )
         initialise(self, recipe)
-        if recipe.output == "residual":
+        if recipe.output == "shade":
+            taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+            self.register_buffer("blur", torch.outer(taps, taps).expand(3, 1, 5, 5).clone())
+        if recipe.output in ("residual", "shade"):
             with torch.no_grad():  # begins near the identity
                 for parameter in self.body.to_image.parameters():
                     parameter.mul_(0.1)
@@ -41,6 +46,8 @@ class Translator(nn.Module):
             return torch.tanh(answer)
         if self.output == "residual":
             return source + answer
+        if self.output == "shade":
+            return source + F.conv2d(answer, self.blur.to(answer.dtype), padding=2, groups=3)
         if self.output == "chroma":
             return coloured(source, torch.tanh(answer))
         missing = (source[:, 3:] + 1) / 2

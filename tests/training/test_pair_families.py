@@ -279,3 +279,30 @@ def test_the_cycle_error_is_that_of_going_there_and_back(tmp_path):
         there_and_back = nets["generator"].b2a(nets["generator"].a2b(a))
     assert losses.stats["cycle_error_a2b"] == pytest.approx(float((there_and_back - a).abs().mean()), rel=1e-5)
     assert losses.terms["cycle_a2b"].detach() == pytest.approx(10 * float(losses.stats["cycle_error_a2b"]), rel=1e-5)
+
+
+def test_shading_keeps_grids_from_pixel_to_pixel_out():
+    small = shrunk_pairs("cyclegan", output="shade")
+    net = FAMILIES["cyclegan"].nets(small)["generator"].a2b.eval()
+    assert "blur" in net.state_dict()
+    source = torch.zeros(1, 3, 16, 16)
+    grid = torch.ones(1, 3, 16, 16)
+    grid[..., ::2] = -1
+    flat = torch.full((1, 3, 16, 16), 0.5)
+    for answer, kept in ((grid, 0.0), (flat, 0.5)):
+        net.body.forward = lambda _, answer=answer: answer
+        inner = net(source)[..., 4:-4, 4:-4]
+        torch.testing.assert_close(inner, torch.full_like(inner, kept), atol=1e-6, rtol=0)
+
+
+def test_noise_on_what_goes_back_costs_what_was_hidden(tmp_path):
+    from training.family import Batch
+
+    recipe = shrunk_pairs("cyclegan", precision="fp32", decay_from=1.0, condition_noise=0.2, output="residual")
+    trainer = tiny_pair_trainer(tmp_path, "cyclegan", recipe)
+    for parameter in trainer.nets["generator"].parameters():
+        parameter.data.zero_()  # both nets are the identity: without noise the cycle would be without error
+    images = torch.rand(4, 3, 16, 16)
+    batch = Batch(images, torch.zeros(4, 0), source=images)
+    stats = FAMILIES["cyclegan"].loss("generator", trainer.nets, batch, recipe).stats
+    assert float(stats["cycle_error_a2b"]) == pytest.approx(0.2 * (2 / torch.pi) ** 0.5, rel=0.1)
