@@ -172,7 +172,7 @@ async def _settings_of(engine):
 
 @BOTH
 async def test_who_asks_too_often_is_told_when_it_may(engine, monkeypatch, fast):
-    key = Key("quick", digest_of(b"q"), rate_per_s=20.0, burst=3.0).line
+    key = Key("quick", digest_of(b"q"), rate_per_s=2.0, burst=3.0).line  # slow beside a busy machine's pauses
     async with served(engine, monkeypatch, fast=fast, keys=f"{KEYS};{key}", rate_per_s=1000.0) as app:
 
         async def ask(head="x-api-key: q\r\n"):
@@ -184,7 +184,7 @@ async def test_who_asks_too_often_is_told_when_it_may(engine, monkeypatch, fast)
         _, headers, body = refused[-1]
         problem = json.loads(body)
         assert problem["type"].endswith(":rate-limited") and problem["reason"] == "rate_limit"
-        assert int(headers["retry-after"]) == 1 and 0 < int(headers["retry-after-ms"]) <= 50
+        assert int(headers["retry-after"]) == 1 and 0 < int(headers["retry-after-ms"]) <= 500
         assert (await ask(f"x-api-key: {ALICE}\r\n"))[0] == 200, "another key is another bucket"
         await asyncio.sleep(int(headers["retry-after-ms"]) / 1000)
         assert (await ask())[0] == 200

@@ -55,6 +55,9 @@ def alone(ref: str, seed: int, label: int, truncation: float) -> np.ndarray:
 
     def run(graph: GraphSpec, **values: np.ndarray) -> np.ndarray:
         feeds = {tensor.name: values[tensor.kind] for tensor in graph.inputs}
+        for tensor in graph.inputs:
+            if tensor.kind == "label" and tensor.dtype == "float32":  # a weight for each class
+                feeds[tensor.name] = np.eye(tensor.shape[1], dtype=np.float32)[values["label"]]
         return plain_session(ref, graph.file).run(None, feeds)[0]
 
     if spec.style_layers is None:
