@@ -20,7 +20,7 @@ def render(
         recipe: as trained.
         paper: of the family.
         images_seen: real images shown in training.
-        seconds: wall-clock time of the training loop.
+        seconds: the training loop's, by the run's clock.
         evaluation: evaluation.json of the same weights, or None when there is none.
         task: what the model serves.
     """
@@ -42,7 +42,7 @@ def render(
         f"- **Family**: {facts['family']}, recipe `{recipe.name}`, objective `{recipe.objective}`. {paper}.",
         f"- **Training data**: {data['name']}, {data['train']:,} images ({data['license']}); "
         f"{data['test']:,} held out.",
-        f"- **Training**: {images_seen / 1000:,.0f} kimg, {seconds / 60:.0f} minutes of wall-clock time on "
+        f"- **Training**: {images_seen / 1000:,.0f} kimg, {seconds / 60:.0f} minutes of {_clock(facts)} time on "
         f"{machine}, seed {facts['seed']}, torch {facts['torch']}, "
         f"source {facts['commit']}.",
         f"- **License of the data**: {data['license']}; {terms}.",
@@ -56,6 +56,10 @@ def render(
         lines += ["", "## Departures from the paper", ""]
         lines += [f"- {what}: {why}" for what, why in recipe.notes.items()]
     return "\n".join(lines) + "\n"
+
+
+def _clock(facts: Mapping[str, Any]) -> str:
+    return "CPU" if facts.get("clock") == "cpu" else "wall-clock"
 
 
 def _caption(task: Task, recipe: Recipe) -> str:

@@ -372,6 +372,7 @@ def _facts(family: Family, recipe: Recipe, data: ImageSet | PairSet, args: argpa
                  "classes": classes, "train": len(data.train), "test": len(data.test)},
         "seed": args.seed,
         "threads": args.threads,
+        "clock": args.clock,
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device,
         "torch": torch.__version__,
         "commit": source_commit(),

@@ -32,8 +32,10 @@ class Translator(nn.Module):
         )
         initialise(self, recipe)
         if recipe.output == "shade":
-            taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-            self.register_buffer("blur", torch.outer(taps, taps).expand(3, 1, 5, 5).clone())
+            # Binomial: of a pattern that comes again after four pixels, the coarsest that pixel shuffles make, a
+            # sixteenth is left, and of finer ones nothing.
+            taps = torch.tensor([1.0, 8.0, 28.0, 56.0, 70.0, 56.0, 28.0, 8.0, 1.0]) / 256
+            self.register_buffer("blur", torch.outer(taps, taps).expand(3, 1, 9, 9).clone())
         if recipe.output in ("residual", "shade"):
             with torch.no_grad():  # begins near the identity
                 for parameter in self.body.to_image.parameters():
@@ -47,7 +49,7 @@ class Translator(nn.Module):
         if self.output == "residual":
             return source + answer
         if self.output == "shade":
-            return source + F.conv2d(answer, self.blur.to(answer.dtype), padding=2, groups=3)
+            return source + F.conv2d(answer, self.blur.to(answer.dtype), padding=4, groups=3)
         if self.output == "chroma":
             return coloured(source, torch.tanh(answer))
         missing = (source[:, 3:] + 1) / 2

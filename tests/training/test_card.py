@@ -51,3 +51,9 @@ def test_another_device_is_named():
 def test_drawn_faces_are_called_drawings():
     data = {**facts_of(shrunk("cgan"), "cgan")["data"], "name": "faces"}
     assert "not photographs of people" in rendered(data=data) and "photographs" not in rendered()
+
+
+def test_minutes_are_those_of_the_runs_clock():
+    assert "minutes of CPU time on" in rendered(clock="cpu") and "minutes of wall-clock time on" in rendered(
+        clock="wall"
+    )
