@@ -63,6 +63,9 @@ def _clock(facts: Mapping[str, Any]) -> str:
 
 
 def _caption(task: Task, recipe: Recipe) -> str:
+    if recipe.cycle_weight:
+        shown = "an image of one set, translated, and back again; then one of the other set"
+        return f"Held-out images in a fixed random order, none left out: {shown}, from left to right."
     if task is not Task.GENERATE:
         return "Held-out images in a fixed random order, none left out: input, output, target, from left to right."
     cuts = ", ".join(f"{cut:g}" for cut in TRUNCATIONS)

@@ -2,6 +2,7 @@
 
 from tinytraining import facts_of, shrunk
 
+from service.manifest import Task
 from training import card
 
 
@@ -57,3 +58,9 @@ def test_minutes_are_those_of_the_runs_clock():
     assert "minutes of CPU time on" in rendered(clock="cpu") and "minutes of wall-clock time on" in rendered(
         clock="wall"
     )
+
+
+def test_a_cycles_columns_are_named():
+    chosen = shrunk("gan", cycle_weight=5.0)
+    text = card.render("x", facts_of(chosen, "cyclegan"), chosen, "paper", 1, 1.0, None, task=Task.TRANSLATE)
+    assert "an image of one set, translated, and back again" in text
