@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.server import machine
+from benchmarks.server import write_down
 from benchmarks.soak import lag_within
 
 ROOT = Path(__file__).parents[1]
@@ -234,10 +234,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_picture_models(Path(folder))
             text = measured(Path(folder), arguments.seconds)
-        print(text)
-        if arguments.append:
-            with arguments.append.open("a") as file:
-                file.write(f"\n## Large bodies: {machine()}\n\n{text}")
+        write_down("Large bodies", text.removesuffix("\n"), arguments.append)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from benchmarks.feeds import drawing
 from benchmarks.load import Period, closed_loop
 from benchmarks.processes import free_port, ganymede, picture, running
 from benchmarks.race import bodies, table
-from benchmarks.server import machine
+from benchmarks.server import write_down
 from service.imaging import Provenance, encode
 from service.manifest import GenerateSpec, Manifest, Task
 from service.manifest import Provenance as Origin
@@ -65,10 +65,7 @@ def main() -> None:
     measure = {"dcgan": against_loop, "null": against_null, "many": with_many, "batching": against_unbatched}
     texts = [measure[part](folders, arguments.rounds, arguments.seconds) for part in PARTS if part in parts]
     text = "\n\n".join(texts)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Bounds: {machine()}\n\n{text}\n")
+    write_down("Bounds", text, arguments.append)
 
 
 def generators(models: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ import onnxruntime
 from PIL import Image
 
 from benchmarks.feeds import drawing
-from benchmarks.server import machine
+from benchmarks.server import write_down
 from service.imaging import compose_grid, encode
 from service.imaging.png import deflate_version
 from service.manifest import Manifest, Task
@@ -69,10 +69,7 @@ def main() -> None:
             table(LOSSY_COLUMNS, lossy),
         ]
     )
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## PNG writer beside Pillow at level 1: {machine()}\n\n{text}\n")
+    write_down("PNG writer beside Pillow at level 1", text, arguments.append)
 
 
 def every_set(models: Path, photos: Path | None, sizes: Sequence[int]) -> Iterator[tuple[str, Pictures]]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.balanced import ROOT, Balancer, Replica, balanced
-from benchmarks.server import machine
+from benchmarks.server import write_down
 
 BETWEEN_S = 1.0
 """Between two blows, so that each falls on a full house."""
@@ -82,10 +82,7 @@ def main() -> None:
     for count in arguments.replicas:
         seen += broken(arguments, count)
     text = table(seen)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Replicas lost behind the balancer: {machine()}\n\n{text}\n")
+    write_down("Replicas lost behind the balancer", text, arguments.append)
     sys.exit(1 if any(one.failed for one in seen) else 0)
 
 

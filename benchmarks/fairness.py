@@ -22,7 +22,7 @@ import uvloop
 
 from benchmarks.graphs import write_heavy
 from benchmarks.overload import Client, Found, percentile, table
-from benchmarks.server import machine, serving
+from benchmarks.server import serving, write_down
 from service.keys import Key, digest_of
 
 CLIENTS = 20
@@ -144,10 +144,7 @@ def main() -> None:
         with serving(models, *flags, "--fair") as turns, serving(models, *flags) as none:
             uvloop.run(measure({"in turns": turns, "first come": none}, model, arguments.seconds, found))
     text = table(found.rows)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## One client at ten times its share: {machine()}\n\n{text}\n")
+    write_down("One client at ten times its share", text, arguments.append)
 
 
 if __name__ == "__main__":

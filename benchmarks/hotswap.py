@@ -27,7 +27,7 @@ import uvloop
 
 from benchmarks.graphs import write_heavy
 from benchmarks.overload import Client, Found, Reply, capacity, percentile, plan_of, poisson, table
-from benchmarks.server import machine, serving
+from benchmarks.server import serving, write_down
 
 NAME = "heavy"
 SEEDS = 64
@@ -223,12 +223,9 @@ def main() -> None:
             swapper._client.url = url
             uvloop.run(measure(url, models, stages, swapper, arguments, found))
     text = table(found.rows)
-    print(text)
+    write_down("Hot swaps at half of the capacity", text, arguments.append)
     for failure in swapper.failed:
         print(failure)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Hot swaps at half of the capacity: {machine()}\n\n{text}\n")
 
 
 if __name__ == "__main__":

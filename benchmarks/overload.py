@@ -26,7 +26,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.graphs import BAD, ENDLESS, LATENT_DIM, write_faulty, write_heavy
-from benchmarks.server import machine, serving
+from benchmarks.server import serving, write_down
 from service.engine.engine import Engine, EngineOptions
 from service.errors import GanymedeError
 
@@ -436,10 +436,7 @@ def main() -> None:
         models = Path(folder) / "faulty"
         uvloop.run(faults(models, write_faulty(models), found))
     text = table(found.rows)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Three times the capacity: {machine()}\n\n{text}\n")
+    write_down("Three times the capacity", text, arguments.append)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.load import Period, closed_loop
 from benchmarks.peers.drawing import Generators, draws
 from benchmarks.processes import NotReady, free_port, ganymede, picture, running
-from benchmarks.server import machine
+from benchmarks.server import write_down
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
@@ -160,10 +160,7 @@ def main() -> None:
             *(f"Did not take part: {failure}" for failure in results.failures),
         ]
     )
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Race: {machine()}\n\n{text}\n")
+    write_down("Race", text, arguments.append)
     sys.exit(1 if results.failures else 0)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.balanced import Balancer, Replica
-from benchmarks.server import machine
+from benchmarks.server import write_down
 from service.bench import Plan, measure
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -88,10 +88,7 @@ def main() -> None:
             for case in cases:
                 measured(case, arguments.model, arguments.seconds)
     text = report(cases, arguments)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## One replica and two: {machine()}\n\n{text}\n")
+    write_down("One replica and two", text, arguments.append)
 
 
 def begin(stack: ExitStack, models: Path, case: Case) -> None:

@@ -49,10 +49,7 @@ def main() -> None:
             if Task.GENERATE in manifest.tasks:
                 rows += measured(url, folder, manifest, arguments.seconds)
     text = table(rows)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Server beside the bare loop: {machine()}\n\n{text}\n")
+    write_down("Server beside the bare loop", text, arguments.append)
 
 
 def measured(url: str, folder: Path, manifest: Manifest, seconds: float) -> list[list[str]]:
@@ -130,6 +127,14 @@ def machine() -> str:
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     cores = len(os.sched_getaffinity(0))
     return f"{cores} x {model}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, {commit}"
+
+
+def write_down(title: str, text: str, path: Path | None) -> None:
+    """Print a benchmark's text; with a path, also append it to that Markdown file under the title and the machine."""
+    print(text)
+    if path:
+        with path.open("a") as file:
+            file.write(f"\n## {title}: {machine()}\n\n{text}\n")
 
 
 def table(rows: list[list[str]]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.processes import free_port, ganymede, running
-from benchmarks.server import machine
+from benchmarks.server import write_down
 from benchmarks.soakclients import FAULTS, HONEST, STUCK, Clients, scraped
 from service.manifest import Task
 from service.package import read_package
@@ -73,10 +73,7 @@ def main() -> None:
     with running(ganymede(arguments.models, port), {}, Path.cwd(), port, models):
         soak = uvloop.run(soaked(port, models, arguments.minutes * 60, arguments.rate, arguments.seed))
     text, kept = report(soak, arguments.minutes * 60)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Soak of {arguments.minutes:g} minutes: {machine()}\n\n{text}\n")
+    write_down(f"Soak of {arguments.minutes:g} minutes", text, arguments.append)
     sys.exit(0 if kept else 1)
 
 

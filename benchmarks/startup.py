@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.server import machine
+from benchmarks.server import write_down
 
 COLUMNS = ("models", "plan", "starts", "ready s, least", "median", "CPU s, least", "RSS MB", "highest MB")
 PATIENCE_S = 120.0
@@ -61,10 +61,7 @@ def main() -> None:
             for plan, folder in (("cached", cache), ("cold", None)):
                 rows.append(row(name, plan, [started(models, folder, bytecode) for _ in range(arguments.runs)]))
     text = table(rows)
-    print(text)
-    if arguments.append:
-        with arguments.append.open("a") as file:
-            file.write(f"\n## Start: {machine()}\n\n{text}\n")
+    write_down("Start", text, arguments.append)
 
 
 def smallest(models: Path) -> str:

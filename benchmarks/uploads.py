@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import bodies
-from benchmarks.server import machine
+from benchmarks.server import write_down
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/service/imaging")]
@@ -41,10 +41,7 @@ def main() -> None:
         refuse(arguments.bomb)
     else:
         text = "\n".join([bombs(), *large(arguments.seconds)])
-        print(text)
-        if arguments.append:
-            with arguments.append.open("a") as file:
-                file.write(f"\n## Uploads: {machine()}\n\n{text}\n")
+        write_down("Uploads", text, arguments.append)
 
 
 def bombs() -> str:

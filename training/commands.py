@@ -23,7 +23,7 @@ from training.family import Family
 from training.features import FeaturesUnavailable
 from training.losses import OBJECTIVES, with_objective
 from training.monitors import watchers
-from training.pairruns import evaluate_pairs, pair_trainer, say_report
+from training.pairruns import evaluate_pairs, find_weights, pair_trainer, say_report
 from training.projectionruns import encoder_run, project_run
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
@@ -249,7 +249,7 @@ def _path_lengths(run: exporting.TrainedRun, args: argparse.Namespace) -> dict[s
     from training.evaluation.path_length import path_length
     from training.latentspace import LatentSpace
 
-    perceptual.WEIGHTS = Path(args.data_root) / "hed-vgg" / "weights.npz"
+    find_weights(args.data_root)
     if not perceptual.WEIGHTS.is_file():
         print("no perceptual path length: `python -m training data hed-vgg` fetches its features", file=sys.stderr)
         return {}

@@ -27,7 +27,7 @@ from training import card, checkpoint, projection
 from training.families import FAMILIES
 from training.family import ExportSpec, Family, GraphExport
 from training.latentspace import LatentSpace
-from training.pictures import png, samples_sheet
+from training.pictures import card_png, samples_sheet
 from training.recipe import Recipe
 from training.runlog import grid
 from training.trainer import generate, sheet
@@ -345,5 +345,5 @@ def samples_png(run: TrainedRun) -> bytes:
     """What the card shows: `samples_sheet` of a model that draws; held-out inputs, outputs and targets of others."""
     if run.family.pairing != "none":
         images, columns = sheet(run.family, run.nets["generator"], run.recipe, *read_examples(run.directory))
-        return png(grid(images, columns))
-    return png(samples_sheet(LatentSpace(run.nets["generator"], run.recipe.latent_dim), run.recipe.classes))
+        return card_png(grid(images, columns))
+    return card_png(samples_sheet(LatentSpace(run.nets["generator"], run.recipe.latent_dim), run.recipe.classes))

@@ -39,7 +39,7 @@ def pair_trainer(
     family: Family, recipe: Recipe, args: argparse.Namespace, options: TrainOptions
 ) -> tuple[PairSet, Trainer]:
     """The data that `args` names and a trainer over it; the run keeps held-out examples in `examples.npz`."""
-    _find_weights(args)
+    find_weights(args.data_root)
     if recipe.perceptual_weight:
         perceptual.load_vgg(perceptual.LOSS_BLOCKS)  # what is missing is said before the data is read
     family.nets(recipe)  # and so is what does not go together
@@ -62,7 +62,7 @@ def pair_trainer(
 
 def evaluate_pairs(run: exporting.TrainedRun, args: argparse.Namespace) -> int:
     """Judge a run's outputs on held-out images beside the input and the classical tools; writes evaluation.json."""
-    _find_weights(args)
+    find_weights(args.data_root)
     recipe, recorded = run.recipe, run.facts["data"]
     data = load_pairs(
         args.data or recorded["source"], _pair_options(recipe, run.facts["seed"]), run.family.pairing,
@@ -151,8 +151,9 @@ def _rows(shown: Mapping[str, tuple[np.ndarray, np.ndarray]], *, paired: bool) -
     return compare_all(answered, wanted, paired=paired, perceptual=perceptual.WEIGHTS.is_file())
 
 
-def _find_weights(args: argparse.Namespace) -> None:
-    perceptual.WEIGHTS = Path(args.data_root) / "hed-vgg" / "weights.npz"
+def find_weights(data_root: str) -> None:
+    """Have perceptual losses and metrics look for their weights among the prepared sets."""
+    perceptual.WEIGHTS = Path(data_root) / "hed-vgg" / "weights.npz"
 
 
 def _pair_options(recipe: Recipe, seed: int) -> PairOptions:

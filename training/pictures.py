@@ -1,15 +1,12 @@
 """The pictures on a model's card, made from its latent space."""
 
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from training.latentspace import LatentSpace, between
 from training.layers import to_pixels
-from training.runlog import grid
+from training.runlog import grid, png
 
 COLUMNS, ROWS, CLASSES_SHOWN = 10, 8, 20
 TRUNCATIONS = (0.0, 0.5, 0.7, 1.0, 1.3)
@@ -52,11 +49,6 @@ def _pixels(images: Tensor) -> np.ndarray:
     return to_pixels(images).contiguous().numpy()
 
 
-def png(image: np.ndarray) -> bytes:
+def card_png(image: np.ndarray) -> bytes:
     """[H, W, C] uint8 as a PNG file at least 800 px wide, each pixel a square of whole pixels."""
-    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    zoom = max(1, 800 // picture.width)
-    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    return data.getvalue()
+    return png(image, max(1, 800 // image.shape[1]), optimize=True)

@@ -1,5 +1,6 @@
 """A run's directory: recipe.json, stats.jsonl, sample grids, TensorBoard events, and progress in the terminal."""
 
+import io
 import json
 import math
 import os
@@ -34,14 +35,17 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 def save_png(path: Path, image: np.ndarray, zoom: int = 1) -> None:
     """Save [H, W, C] uint8 as PNG, each pixel `zoom` pixels wide."""
-    import io
+    write_atomically(path, png(image, zoom))
 
+
+def png(image: np.ndarray, zoom: int = 1, *, optimize: bool = False) -> bytes:
+    """[H, W, C] uint8 as a PNG file, each pixel `zoom` pixels wide; `optimize` takes time to make it smaller."""
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     if zoom > 1:
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
     data = io.BytesIO()
-    picture.save(data, "PNG")
-    write_atomically(path, data.getvalue())
+    picture.save(data, "PNG", optimize=optimize)
+    return data.getvalue()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ yellow originals: people are a quarter of the set, not half of it.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,26 @@ def build(fetched: Sequence[Fetched], work: Path) -> tuple[dict[str, NDArray[Any
     drawings = choose(files_of(sorted((folders[PICTURES.name] / "assets").glob("*.webp"))), names)
     if not drawings:
         raise FetchError(f"{PICTURES.name} holds no picture of a known emoji")
+    sides = split(drawings)
+    arrays, captions = labelled(
+        sides, lambda drawing: {"keywords": _words(keywords.get(drawing.emoji, []), drawing.name)}
+    )
+    for side, part in sides.items():
+        arrays[f"{side}_images"] = np.stack([on_white(drawing.path) for drawing in part])
+    return arrays, captions
+
+
+def labelled(
+    sides: Mapping[str, Sequence[Drawing]], more: Callable[[Drawing], dict[str, Any]] = lambda _: {}
+) -> tuple[dict[str, NDArray[Any]], bytes]:
+    """Labels by group, as the prepared form has them, and captions.jsonl, each line with what `more` says."""
     arrays: dict[str, NDArray[Any]] = {}
     lines: list[str] = []
-    for side, part in split(drawings).items():
-        arrays[f"{side}_images"] = np.stack([on_white(drawing.path) for drawing in part])
+    for side, part in sides.items():
         arrays[f"{side}_labels"] = np.array([CLASSES.index(drawing.group) for drawing in part], np.int64)
         for index, drawing in enumerate(part):
-            words = _words(keywords.get(drawing.emoji, []), drawing.name)
-            lines.append(json.dumps({**facts(side, index, drawing), "keywords": words}, ensure_ascii=False))
+            told = {"split": side, "index": index, "emoji": drawing.emoji, "name": drawing.name, "tone": drawing.tone}
+            lines.append(json.dumps({**told, "group": drawing.group, **more(drawing)}, ensure_ascii=False))
     return arrays, ("\n".join(lines) + "\n").encode()
 
 
@@ -117,12 +129,6 @@ def split(drawings: Sequence[Drawing]) -> dict[str, list[Drawing]]:
         side: [drawing for drawing, held in zip(drawings, out, strict=True) if held == (side == "test")]
         for side in ("train", "test")
     }
-
-
-def facts(side: str, index: int, drawing: Drawing) -> dict[str, Any]:
-    """What captions.jsonl says of a picture, but for keywords."""
-    told = {"split": side, "index": index, "emoji": drawing.emoji, "name": drawing.name, "tone": drawing.tone}
-    return {**told, "group": drawing.group}
 
 
 def choose(files: Mapping[Points, Path], names: dict[str, Any]) -> list[Drawing]:

@@ -4,12 +4,10 @@ The counterpart of `emoji` for translation without pairs, flat to three-dimensio
 those of `emoji`: what is held out there is held out here.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from training.datasets import drawn, emoji
@@ -64,9 +62,6 @@ def build(fetched: Sequence[Fetched], work: Path) -> tuple[dict[str, NDArray[Any
         },
         packages=PACKAGES,
     )
-    arrays, _ = drawn.build(style, [items[drawn.RESVG.name]], work, len(sides["train"]), len(sides["test"]))
-    lines = []
-    for name, part in sides.items():
-        arrays[f"{name}_labels"] = np.array([emoji.CLASSES.index(one.group) for one in part], np.int64)
-        lines += [json.dumps(emoji.facts(name, index, one), ensure_ascii=False) for index, one in enumerate(part)]
-    return arrays, ("\n".join(lines) + "\n").encode()
+    images, _ = drawn.build(style, [items[drawn.RESVG.name]], work, len(sides["train"]), len(sides["test"]))
+    labels, captions = emoji.labelled(sides)
+    return images | labels, captions

@@ -1,5 +1,6 @@
 """What a request for images is made of: which graph takes what, the rows it is fed, seeds, latents and classes."""
 
+import functools
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,13 @@ def labels_as_fed(wiring: Wiring, classes: npt.NDArray[np.int64]) -> Array:
     """Classes [N] as the graph takes them: indices, or one weight of 1 for each row, [N, classes] float32."""
     if wiring.classes is None:
         return classes
-    return np.eye(wiring.classes, dtype=np.float32)[classes]
+    return _rows_of_one(wiring.classes)[classes]
+
+
+@functools.cache
+def _rows_of_one(classes: int) -> Array:
+    """A weight of 1 for each class alone, [classes, classes]: the same for every request."""
+    return np.eye(classes, dtype=np.float32)
 
 
 def seeds_and_latents(
