@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 _SELF = Path("/proc/self")
-_M_ARENA_MAX = -8  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+_LARGE = 2**20
+"""Bytes from which a block is its own, given back when it is freed. Blocks that every request makes are smaller."""
 
 
 class _Mallinfo(ctypes.Structure):
@@ -155,17 +157,21 @@ def heap_bytes() -> dict[str, int]:
 
 
 def bound_heaps(number: int) -> bool:
-    """Have all threads share so many of the C library's heaps; whether there was something to tell.
+    """Have all threads share so many of the C library's heaps, and what is large go back at once; whether there was
+    something to tell.
 
     glibc gives each new thread a heap of its own, up to eight for each core. Threads come and go with every version of
     a model, and what a version held would be strewn over all of them: memory that is free, and yet not to be given
-    back.
+    back. Nor does `malloc_trim` give back the top of any heap but the first, and whoever frees a large block has glibc
+    put later ones of up to 32 MB there: tens of megabytes came and went with versions. Where the bounds are set, they
+    stay.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return False
-    return bool(mallopt(_M_ARENA_MAX, number))
+    told = [mallopt(_M_ARENA_MAX, number), mallopt(_M_MMAP_THRESHOLD, _LARGE), mallopt(_M_TRIM_THRESHOLD, _LARGE)]
+    return all(told)
 
 
 @functools.cache
