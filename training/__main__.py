@@ -10,6 +10,7 @@ COMMANDS = {
     "encoder": "learn an encoder beside a StyleGAN run, which projects pictures",
     "evaluate": "judge a run on held-out images, beside its bounds",
     "export": "write a run's generator into the models' folder, where a server picks it up",
+    "directions": "name directions of an exported model for attributes of real images",
     "project": "find the latent that draws a picture, refined by gradient",
     "families": "list families, recipes and objectives",
 }

@@ -65,6 +65,13 @@ def project(argv: Sequence[str]) -> int:
     return _guarded("project", project_run, argv)
 
 
+def directions(argv: Sequence[str]) -> int:
+    """`python -m training directions`: directions of an exported model, learnt from attributes of real images."""
+    from training.directionruns import directions_run  # here: only it needs ONNX Runtime
+
+    return _guarded("directions", directions_run, argv)
+
+
 def families(argv: Sequence[str]) -> int:
     """`python -m training families`: list what there is."""
     argparse.ArgumentParser(prog="python -m training families").parse_args(argv)
@@ -340,7 +347,17 @@ def _recipe(family: Family, args: argparse.Namespace) -> Recipe:
         changes["total_kimg"] = args.kimg
     if args.size is not None:
         changes["size"] = args.size
-    return recipe.replaced(**changes)
+    recipe = recipe.replaced(**changes)
+    if recipe.precision == "bf16" and "precision" not in changes and args.device == "cpu" and not _computes_bf16():
+        print("this processor has no bfloat16 arithmetic, with which fp32 is many times as fast: precision=fp32")
+        recipe = recipe.replaced(precision="fp32")
+    return recipe
+
+
+def _computes_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16 (AVX-512 or AMX on x86, Arm's extension); else torch imitates it."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _fitted(recipe: Recipe, family: Family, data: ImageSet) -> Recipe:

@@ -214,9 +214,15 @@ class PaletteHead(nn.Module):
     Shares below 0.8 of an even mixture's are cut to zero, so that areas of one colour come out exactly flat and edges
     are mixtures of two or three, as in a drawing. A free colour head leaves a few levels of noise there, which is far
     from invisible on flat areas, and so does a plain softmax, whose shares never end at zero.
+
+    Args:
+        features: F.
+        recipe: its palette, channels and latent_dim.
+        rate: what the head learns at, as a multiple of the recipe's learning rate. It has plain weights: beside
+            equalised ones, which want twenty times the rate of plain ones, all pictures become one colour each.
     """
 
-    def __init__(self, features: int, recipe: Recipe) -> None:
+    def __init__(self, features: int, recipe: Recipe, rate: float = 1.0) -> None:
         super().__init__()
         # Paper, ink and the like are the same in every drawing: a quarter of the colours do not depend on z.
         shared = recipe.palette // 4
@@ -228,11 +234,15 @@ class PaletteHead(nn.Module):
         )
         # Colours that differ from the start: alike ones would be told apart by nothing.
         nn.init.normal_(self.colours[2].bias)  # type: ignore[arg-type]
+        self.rate = rate
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.div_(rate)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         # Learning needs soft mixtures, for a saturated one has no gradient; drawing is done with sharper ones.
         sharpness = LEARNT_SHARPNESS if self.training else DRAWN_SHARPNESS
-        weights = (sharpness * self.mix(x)).softmax(dim=1)
+        weights = ((sharpness * self.rate) * self.mix(x)).softmax(dim=1)
         # The largest share is at least an even one's: the sum below is never zero.
         weights = F.relu(weights - 0.8 / weights.shape[1])
         weights = weights / weights.sum(dim=1, keepdim=True)
@@ -241,8 +251,9 @@ class PaletteHead(nn.Module):
 
     def palette(self, z: Tensor) -> Tensor:
         """z [N, latent_dim] -> colours [N, palette, C] in [-1, 1], the shared ones first."""
-        own: Tensor = self.colours(z)
-        shared = self.shared.expand(len(z), -1, -1)
+        first, last = self.colours[0], self.colours[2]
+        own: Tensor = self.rate * last(F.relu(self.rate * first(z)))
+        shared = (self.rate * self.shared).expand(len(z), -1, -1)
         return torch.tanh(torch.cat([shared, own.view(-1, *self.shape)], dim=1))
 
 

@@ -180,3 +180,14 @@ def test_train_and_evaluate(tmp_path, monkeypatch, capsys):
     (tmp_path / "many" / "0.png").unlink()
     assert main(["evaluate", "--run", str(run), "--threads", "1", "--samples", "6"]) == 1
     assert "has changed since the run was trained on it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("able", "asked", "expected"),
+    [({}, [], "fp32"), ({}, ["--set", "precision=bf16"], "bf16"), ({"avx512_bf16": True}, [], "bf16")],
+)
+def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch, capsys, able, asked, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    args = commands._train_parser().parse_args(["--family", "stylegan", "--data", "x", "--run", "y", *asked])
+    assert commands._recipe(FAMILIES["stylegan"], args).precision == expected
+    assert ("has no bfloat16" in capsys.readouterr().out) == (expected == "fp32")

@@ -13,6 +13,7 @@ from training.layers import (
     ConvGenerator,
     Maxout,
     MinibatchStddev,
+    PaletteHead,
     channel_plan,
     from_pixels,
     initialise,
@@ -175,3 +176,22 @@ def test_weights_of_classes_are_their_mixtures_and_one_alone_is_its_row():
     torch.testing.assert_close(table(torch.eye(3)[labels]), table(labels), rtol=0, atol=0)
     mixed = table(torch.tensor([[0.25, 0.75, 0.0]]))
     torch.testing.assert_close(mixed[0], 0.25 * table.weight[0] + 0.75 * table.weight[1])
+
+
+def test_a_slow_palette_draws_the_same_and_learns_at_its_rate():
+    recipe = FAMILIES["stylegan"].recipes["modern"].replaced(palette=8, channels=3, latent_dim=4)
+    heads = []
+    for rate in (1.0, 0.05):
+        torch.manual_seed(0)
+        heads.append(PaletteHead(6, recipe, rate))
+    x, z = torch.randn(2, 6, 8, 8), torch.randn(2, 4)
+    plain, slow = (head(x, z) for head in heads)
+    torch.testing.assert_close(plain, slow)
+    steps = []
+    for head in heads:
+        before = head.palette(z).detach()
+        optimiser = torch.optim.Adam(head.parameters(), lr=1e-3)
+        head(x, z).square().mean().backward()
+        optimiser.step()
+        steps.append(float((head.palette(z) - before).abs().mean().detach()))
+    assert steps[1] == pytest.approx(0.05 * steps[0], rel=0.1)

@@ -49,6 +49,8 @@ NOISE_RATE = 0.1
 first that is grain and nothing else."""
 COLOUR_GAIN = 0.25
 """Of colours: they begin within the range of images, not far beyond it, where D would have an easy game."""
+PALETTE_RATE = 0.05
+"""Of the palette head, whose weights are not equalised: 3e-4 of the modern recipe's 6e-3, as in a DCGAN."""
 MEAN_W_SEEDS = range(2**31, 2**31 + 4096)
 """What the exported mean w is computed from: seeds that nobody asks for first."""
 DIRECTIONS = 16
@@ -174,7 +176,7 @@ class Synthesis(nn.Module):
         sides = [self.start * 2**octave for octave in range(doublings + 1) for _ in range(2)]
         self.sides = sides if adain else sides[1:]
         self.noise_dim = sum(side**2 for side in self.sides) if recipe.noise else 0
-        self.palette = PaletteHead(plan[-1], recipe) if recipe.palette else None
+        self.palette = PaletteHead(plan[-1], recipe, PALETTE_RATE) if recipe.palette else None
         coloured = [] if recipe.palette else plan[-1:] if adain else plan
         self.to_colours = nn.ModuleList(
             EqualConv2d(wide, recipe.channels, 1, gain=COLOUR_GAIN) if adain else ToColours(recipe, wide)
