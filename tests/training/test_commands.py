@@ -5,10 +5,11 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tinytraining import differing
 
-from training import checkpoint
+from training import checkpoint, commands
 from training.__main__ import COMMANDS, main
 from training.families import FAMILIES
 from training.losses import OBJECTIVES
