@@ -2,7 +2,7 @@
 
     python -m deploy.ray_bulk --model faces-32 --seeds 0:100000 --out /shared/faces --address auto
 
-`faces-32@4-0000000000-0000001000.tar` holds `0000000000.png`, `0000000000.json` and so on, as WebDataset reads.
+`faces-32@5-0000000000-0000001000.tar` holds `0000000000.png`, `0000000000.json` and so on, as WebDataset reads.
 A shard is written under another name and renamed when it is whole, so that what is there is whole. Run again after a
 crash, only what is missing is drawn; a node that is lost costs the shards that it was at, which others draw again.
 `--out` must be one folder for all nodes.
