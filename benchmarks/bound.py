@@ -43,6 +43,10 @@ SEEDS = 256
 DCGAN = "bound-dcgan-64"
 PARTS = ("dcgan", "null", "many", "batching")
 LOOP_GOAL, NULL_GOAL, LONE_GOAL = 0.85, 0.80, 1.03
+BOTH = (
+    "Both: all cores busy, each request taking of them what it takes at the null route, the load's part included, and "
+    "its images what they take in the bare loop."
+)
 
 
 def main() -> None:
@@ -256,13 +260,16 @@ def null_route(answers: Mapping[str, bytes]) -> Iterator[tuple[int, Family]]:
 def against_null(folders: dict[str, Path], rounds: int, seconds: float) -> str:
     """Requests per second beside a route that draws nothing; the bare loop's rate tells where drawing is the limit."""
     small = {name: folder for name, folder in folders.items() if side(read_package(folder)) <= 28}
-    columns = ("model", "clients", "requests/s", "null route", "ratio", "bare loop", "of the lower one")
+    columns = (
+        "model", "clients", "requests/s", "null route", "ratio", "bare loop", "of the lower one", "both", "of both",
+    )  # fmt: skip
     plans = {name: BareLoop(folder).best(seconds) for name, folder in small.items()}
     lines = [
         line for name, folder in small.items() for line in _beside_null(name, folder, plans[name], rounds, seconds)
     ]
     title = f"One image a request on the models of at most 28 px beside a null route; goal {NULL_GOAL:g}."
-    return f"{title} Where the bare loop is the lower one, no server reaches the null route.\n\n{table(columns, lines)}"
+    title = f"{title} Where the bare loop is the lower one, no server reaches the null route."
+    return f"{title} {BOTH}\n\n{table(columns, lines)}"
 
 
 def _beside_null(name: str, folder: Path, plan: LoopPlan, rounds: int, seconds: float) -> list[list[str]]:
@@ -282,8 +289,9 @@ def _beside_null(name: str, folder: Path, plan: LoopPlan, rounds: int, seconds: 
         refuse_errors(ours[clients], f"{name}, {clients} clients")
         refuse_errors(null[clients], f"the null route, {clients} clients")
         rate, top = ours[clients].rate, null[clients].rate
+        both = both_together(null[clients], 1, bound)
         figures = (f"{rate:.0f}", f"{top:.0f}", f"{rate / top:.2f}", f"{bound:.0f}", f"{rate / min(top, bound):.2f}")
-        lines.append([name, str(clients), *figures])
+        lines.append([name, str(clients), *figures, f"{both:.0f}", f"{rate / both:.2f}"])
     return lines
 
 
@@ -293,11 +301,8 @@ def with_many(folders: dict[str, Path], rounds: int, seconds: float) -> str:
     lines = compared(folders, plans, rounds, seconds, zips, IMAGES, with_null=True)
     title = f"{IMAGES} images a request as a zip; the bare loop writes the pictures alone. Goal {LOOP_GOAL:g}."
     chosen = "; ".join(f"{name}: {plan}" for name, plan in plans.items())
-    note = "The null route answers a constant zip. Both: all cores busy, each request taking of them what it takes at "
-    note += "the null route, the load's part included, and its images what they take in the bare loop; no server of "
-    note += "the null route's kind that also draws reaches more."
     columns = ("model", "clients", "images/s", "bare loop", "ratio", "null route", "both", "of both")
-    return f"{title} Bare loop: {chosen}. {note}\n\n{table(columns, lines)}"
+    return f"{title} Bare loop: {chosen}. The null route answers a constant zip. {BOTH}\n\n{table(columns, lines)}"
 
 
 def zips(model: str) -> Iterator[bytes]:

@@ -27,7 +27,8 @@ def test_every_part_but_the_dcgan_has_its_lines(tiny_models, tmp_path):
     null, many, (batching,) = found[:2], found[2:4], found[4:]
     assert [line[0] for line in null + many] == ["16", "64"] * 2
     for line in null:
-        rate, top, ratio, loop, lower = map(float, line[1:])
+        rate, top, ratio, loop, lower, both, of_both = map(float, line[1:])
+        assert 0 < both < loop and of_both == pytest.approx(rate / both, abs=0.01)
         assert ratio == pytest.approx(rate / top, abs=0.01) and lower == pytest.approx(rate / min(top, loop), abs=0.01)
     for line in many:
         rate, loop, ratio, top, both, of_both = map(float, line[1:])
