@@ -14,8 +14,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from service import process
 from service.demand import Demand
 from service.exposition import Page, labelled
@@ -32,8 +30,6 @@ LAG_PERIOD_S = 0.05
 """Between two looks at the event loop's lag: enough of them for a share of a hundredth within a minute."""
 LOOKED_EVERY = 5
 """So many of these go by between two looks at how busy the replica is."""
-FOLD_EVERY = 256
-"""So many requests' stages are counted at once: one after the other they take five times as long."""
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -64,17 +60,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def observe_all(self, values: list[float]) -> None:
-        """Count many."""
-        found = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
-        self.counts = [before + new for before, new in zip(self.counts, found.tolist(), strict=True)]
-        self.sum += sum(values)
-
 
 class _Served:
     """What was done for one model and task: requests by status, images, stages by name."""
 
-    __slots__ = ("coalesced", "images", "labels", "pending", "stages", "statuses")
+    __slots__ = ("coalesced", "images", "labels", "stages", "statuses")
 
     def __init__(self, model: str, task: str) -> None:
         self.labels = {"model": model, "task": task}
@@ -82,15 +72,6 @@ class _Served:
         self.images = 0
         self.coalesced = 0
         self.stages: dict[str, Histogram] = {}
-        self.pending: list[dict[str, float]] = []  # stages that are not counted yet
-
-    def fold(self) -> None:
-        """Count the stages of the requests that ended since the last time."""
-        pending, self.pending = self.pending, []
-        for name in dict.fromkeys(name for stages in pending for name in stages):
-            if name not in self.stages:
-                self.stages[name] = Histogram(STAGE_BUCKETS_S)
-            self.stages[name].observe_all([stages[name] for stages in pending if name in stages])
 
 
 class Metrics:
@@ -121,9 +102,13 @@ class Metrics:
         served.coalesced += record.coalesced
         if record.rejected is not None:
             self._rejected[record.rejected] = self._rejected.get(record.rejected, 0) + 1
-        served.pending.append(record.stages)
-        if len(served.pending) >= FOLD_EVERY:
-            served.fold()
+        stages = served.stages
+        for name, seconds in record.stages.items():
+            if name not in stages:
+                stages[name] = Histogram(STAGE_BUCKETS_S)
+            stage = stages[name]
+            stage.counts[bisect_left(STAGE_BUCKETS_S, seconds)] += 1  # `observe` without its call, for every request
+            stage.sum += seconds
 
     def expose(self, *, as_openmetrics: bool) -> tuple[bytes, str]:
         """The scrape's body and content type."""
@@ -158,8 +143,6 @@ class Metrics:
 
     def _write_requests(self, page: Page) -> None:
         every = list(self._served.values())
-        for served in every:
-            served.fold()
         page.family("ganymede_requests", "counter", "HTTP requests answered; code 499 is a client that left.")
         for served in every:
             page.samples((n, labelled(**served.labels, code=str(code))) for code, n in served.statuses.items())
