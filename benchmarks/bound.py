@@ -5,7 +5,7 @@
 The bare loop: threads of one process that run ONNX Runtime and write each picture with the server's own encoder and
 marks, at the best plan that a sweep over sessions, threads in each and rows in a run finds; no HTTP and no queue. It
 has the cores to itself, while the server shares them with the load. The null route: FastAPI and uvicorn as Ganymede
-runs them, answering a constant picture of the same size. What is compared takes turns within each round.
+runs them, answering a constant picture or zip of the same size. What is compared takes turns within each round.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.feeds import drawing
 from benchmarks.load import Period, closed_loop
-from benchmarks.processes import free_port, ganymede, picture, running
+from benchmarks.processes import Family, free_port, ganymede, generated, picture, running
 from benchmarks.race import bodies, table
 from benchmarks.server import write_down
 from service.imaging import Provenance, encode
@@ -43,6 +43,10 @@ SEEDS = 256
 DCGAN = "bound-dcgan-64"
 PARTS = ("dcgan", "null", "many", "batching")
 LOOP_GOAL, NULL_GOAL, LONE_GOAL = 0.85, 0.80, 1.03
+BOTH = (
+    "Both: all cores busy, each request taking of them what it takes at the null route, the load's part included, and "
+    "its images what they take in the bare loop."
+)
 
 
 def main() -> None:
@@ -189,24 +193,65 @@ def compared(
     seconds: float,
     requests: Callable[[str], Iterator[bytes]],
     images: int,
+    with_null: bool = False,
 ) -> list[list[str]]:
-    """The server beside the bare loop, in turns; one line for each model and number of clients."""
+    """The server beside the bare loop, in turns; one line for each model and number of clients.
+
+    Args:
+        with_null: beside a null route too, and what both take together; see `with_many`.
+    """
     loops = {name: BareLoop(folder) for name, folder in folders.items()}
     bare: dict[str, list[float]] = {name: [] for name in folders}
-    served = {(name, clients): Period() for name in folders for clients in CLIENTS}
+    served, null = ({(name, clients): Period() for name in folders for clients in CLIENTS} for _ in range(2))
     models, port = next(iter(folders.values())).parents[1], free_port()
-    with running(ganymede(models, port), {}, ROOT, port, list(folders)) as family:
+    with ExitStack() as stack:
+        family = stack.enter_context(running(ganymede(models, port), {}, ROOT, port, list(folders)))
+        answers = {f"{name}.zip": generated(port, next(requests(name))) for name in folders if with_null}
+        null_port, other = stack.enter_context(null_route(answers)) if with_null else (0, family)
         for _ in range(rounds):
             for name in folders:
                 bare[name].append(loops[name].rate(plans[name], seconds))
                 for clients in CLIENTS:
-                    served[name, clients].add(closed_loop(port, requests(name), clients, seconds, family.cpu_s))
+                    load = (clients, seconds)
+                    served[name, clients].add(closed_loop(port, requests(name), *load, family.cpu_s))
+                    if with_null:
+                        null[name, clients].add(closed_loop(null_port, requests(name), *load, other.cpu_s))
     lines = []
     for (name, clients), period in served.items():
         refuse_errors(period, f"{name}, {clients} clients")
         rate, bound = period.rate * images, float(np.mean(bare[name]))
-        lines.append([name, str(clients), f"{rate:.0f}", f"{bound:.0f}", f"{rate / bound:.2f}"])
+        line = [name, str(clients), f"{rate:.0f}", f"{bound:.0f}", f"{rate / bound:.2f}"]
+        if with_null:
+            refuse_errors(null[name, clients], f"the null route, {clients} clients")
+            both = both_together(null[name, clients], images, bound)
+            line += [f"{null[name, clients].rate * images:.0f}", f"{both:.0f}", f"{rate / both:.2f}"]
+        lines.append(line)
     return lines
+
+
+def both_together(null: Period, images: int, bare: float) -> float:
+    """Images per second at which all cores are busy, where each request takes of them what it takes at the null route,
+    load included, and its images what they take in the bare loop."""
+    cores = len(os.sched_getaffinity(0))
+    request_s = (null.server_cpu_s + null.client_cpu_s) / null.answered
+    return cores / (request_s / images + cores / bare)
+
+
+@contextmanager
+def null_route(answers: Mapping[str, bytes]) -> Iterator[tuple[int, Family]]:
+    """The port and the processes of a null route.
+
+    Args:
+        answers: by `<model>.png` or `<model>.zip`.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory() as made:
+        files = [Path(made) / name for name in answers]
+        for file in files:
+            file.write_bytes(answers[file.name])
+        command = [sys.executable, str(ROOT / "benchmarks" / "null_route.py"), str(port), *map(str, files)]
+        with running(command, {}, ROOT, port, [file.stem for file in files]) as family:
+            yield port, family
 
 
 # --- figure 2: the null route, and several images a request -------------------------
@@ -215,25 +260,25 @@ def compared(
 def against_null(folders: dict[str, Path], rounds: int, seconds: float) -> str:
     """Requests per second beside a route that draws nothing; the bare loop's rate tells where drawing is the limit."""
     small = {name: folder for name, folder in folders.items() if side(read_package(folder)) <= 28}
-    columns = ("model", "clients", "requests/s", "null route", "ratio", "bare loop", "of the lower one")
+    columns = (
+        "model", "clients", "requests/s", "null route", "ratio", "bare loop", "of the lower one", "both", "of both",
+    )  # fmt: skip
     plans = {name: BareLoop(folder).best(seconds) for name, folder in small.items()}
     lines = [
         line for name, folder in small.items() for line in _beside_null(name, folder, plans[name], rounds, seconds)
     ]
     title = f"One image a request on the models of at most 28 px beside a null route; goal {NULL_GOAL:g}."
-    return f"{title} Where the bare loop is the lower one, no server reaches the null route.\n\n{table(columns, lines)}"
+    title = f"{title} Where the bare loop is the lower one, no server reaches the null route."
+    return f"{title} {BOTH}\n\n{table(columns, lines)}"
 
 
 def _beside_null(name: str, folder: Path, plan: LoopPlan, rounds: int, seconds: float) -> list[list[str]]:
     loop, bare = BareLoop(folder), []
     ours, null = ({clients: Period() for clients in CLIENTS} for _ in range(2))
-    port, null_port = free_port(), free_port()
+    port = free_port()
     with ExitStack() as stack:
         family = stack.enter_context(running(ganymede(folder.parents[1], port), {}, ROOT, port, [name]))
-        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "picture.png"
-        file.write_bytes(picture(port, name, 0))
-        command = [sys.executable, str(ROOT / "benchmarks" / "null_route.py"), str(null_port), str(file)]
-        other = stack.enter_context(running(command, {}, ROOT, null_port, [name]))
+        null_port, other = stack.enter_context(null_route({f"{name}.png": picture(port, name, 0)}))
         for _ in range(rounds):
             bare.append(loop.rate(plan, seconds))
             for clients in CLIENTS:
@@ -244,19 +289,20 @@ def _beside_null(name: str, folder: Path, plan: LoopPlan, rounds: int, seconds: 
         refuse_errors(ours[clients], f"{name}, {clients} clients")
         refuse_errors(null[clients], f"the null route, {clients} clients")
         rate, top = ours[clients].rate, null[clients].rate
+        both = both_together(null[clients], 1, bound)
         figures = (f"{rate:.0f}", f"{top:.0f}", f"{rate / top:.2f}", f"{bound:.0f}", f"{rate / min(top, bound):.2f}")
-        lines.append([name, str(clients), *figures])
+        lines.append([name, str(clients), *figures, f"{both:.0f}", f"{rate / both:.2f}"])
     return lines
 
 
 def with_many(folders: dict[str, Path], rounds: int, seconds: float) -> str:
-    """Several images a request, as a zip, beside the bare loop."""
+    """Several images a request, as a zip, beside the bare loop, the null route, and both together."""
     plans = {name: BareLoop(folder).best(seconds) for name, folder in folders.items()}
-    lines = compared(folders, plans, rounds, seconds, zips, IMAGES)
+    lines = compared(folders, plans, rounds, seconds, zips, IMAGES, with_null=True)
     title = f"{IMAGES} images a request as a zip; the bare loop writes the pictures alone. Goal {LOOP_GOAL:g}."
     chosen = "; ".join(f"{name}: {plan}" for name, plan in plans.items())
-    columns = ("model", "clients", "images/s", "bare loop", "ratio")
-    return f"{title} Bare loop: {chosen}.\n\n{table(columns, lines)}"
+    columns = ("model", "clients", "images/s", "bare loop", "ratio", "null route", "both", "of both")
+    return f"{title} Bare loop: {chosen}. The null route answers a constant zip. {BOTH}\n\n{table(columns, lines)}"
 
 
 def zips(model: str) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -120,7 +121,15 @@ def picture(port: int, model: str, seed: int) -> bytes:
     Raises:
         OSError: no answer, or one that is not 200.
     """
-    body = json.dumps({"model": model, "seed": seed}).encode()
+    return generated(port, json.dumps({"model": model, "seed": seed}).encode())
+
+
+def generated(port: int, body: bytes) -> bytes:
+    """What `POST /generate` answers to a JSON body.
+
+    Raises:
+        OSError: no answer, or one that is not 200.
+    """
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/generate", body, headers)
     with urllib.request.urlopen(request, timeout=10) as answer:
@@ -132,7 +141,7 @@ def picture(port: int, model: str, seed: int) -> bytes:
 def running(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, port: int, models: Sequence[str]
 ) -> Iterator[Family]:
-    """The server while the block runs, entered when it draws every one of the models.
+    """The server while the block runs, entered when it draws every one of the models and loads no more of them.
 
     Raises:
         NotReady: it ended, or it did not draw within READY_S.
@@ -140,11 +149,12 @@ def running(
     family = Family(command, environment, folder)
     try:
         end = time.perf_counter() + READY_S
-        for model in models:
-            while not _draws(port, model):
+        waited_for = [(f"draw {model}", partial(_draws, port, model)) for model in models]
+        for what, done in [*waited_for, ("become ready", partial(_ready, port))]:
+            while not done():
                 ended = family.root.poll()
                 if ended is not None or time.perf_counter() > end:
-                    why = f"did not draw {model} in {READY_S:g} s" if ended is None else f"ended with status {ended}"
+                    why = f"did not {what} in {READY_S:g} s" if ended is None else f"ended with status {ended}"
                     raise NotReady(f"{why}: {family.printed()}")
                 time.sleep(0.1)
         yield family
@@ -156,6 +166,18 @@ def _draws(port: int, model: str) -> bool:
     try:
         return bool(picture(port, model, 0))
     except (OSError, urllib.error.URLError):
+        return False
+
+
+def _ready(port: int) -> bool:
+    """Whether the server says that it is ready, or has no such endpoint. One that loads and measures further models
+    takes a whole core for it."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code != 503
+    except OSError:
         return False
 
 

@@ -5,8 +5,9 @@ And with a short way for the hot endpoints (`fast.py`): a plain request that cam
 
 import asyncio
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,14 +22,30 @@ HEAD_MAX_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 """From the connection, or from the first byte of a later request, to the end of its head."""
 
+KNOWN_HEAD_BYTES = 2048
+"""A head of up to so many bytes is kept, to be known again: whoever asks often sends the same one each time."""
+
 BODY_WAIT_S = 0.05
 """Many clients send a head and its small body in two writes. One that takes longer has its deadline kept by ASGI."""
+
+
+class _Known(NamedTuple):
+    """A head that the parser has read, and what it came to: the same bytes would come to the same.
+
+    `bytes`: of head and body together. `make`: a new exchange under that head.
+    """
+
+    head: bytes
+    bytes: int
+    make: Callable[[], Exchange]
 
 
 class BoundedConnection(HttpToolsProtocol):
     """One connection. Too long a head is answered with 431, one that does not end with 408, and both are closed."""
 
     _hot: Exchange | None = None  # whose body is still on its way
+    _make: Callable[[], Exchange] | None = None  # of what the parser read last, where it was a hot request
+    _known: _Known | None = None
     _current: Exchange | None = None  # the last that was begun; a later request may wait behind it
     _slow: asyncio.TimerHandle | None = None  # until it takes the ASGI way
     _descriptor = -1  # of the socket, where it may be written to past the transport
@@ -58,6 +75,7 @@ class BoundedConnection(HttpToolsProtocol):
         """The client is gone, or was sent away."""
         self._stop_waiting()
         self._descriptor = -1
+        self._make = self._known = None  # they refer to this connection
         super()._unset_keepalive_if_required()
         self._take_asgi_way()  # there a body that ends too early is known
         if self._current is not None:
@@ -66,8 +84,16 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to an unfinished head."""
+        known = self._known
+        if known is not None and len(data) == known.bytes and data.startswith(known.head) and self._is_clear():
+            self._serve_again(known, data)
+            return
+        first = self._in_head and not self._head_bytes
+        self._make = None
         self._head_bytes += len(data)
         super().data_received(data)
+        if first and self._make is not None:
+            self._learn(data, self._make)
         if self._hot is not None and self._slow is None:
             if self._hot.own_deadline:
                 self._take_asgi_way()
@@ -79,6 +105,30 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large")
         elif self._begun and self._late is None:
             self._wait()
+
+    def _is_clear(self) -> bool:
+        """Whether a request that came as a whole may be served past the parser: the byte before ended another, which is
+        answered, and nothing has come to forbid it."""
+        if not self._in_head or self._head_bytes or self._answering:
+            return False
+        front = self._front
+        return front is not None and not (front.parts.draining or self.flow.write_paused or self.transport.is_closing())
+
+    def _learn(self, data: bytes, make: Callable[[], Exchange]) -> None:
+        """Remember the head of a hot request that came whole and alone."""
+        exchange, size = self._current, data.find(b"\r\n\r\n") + 4
+        if exchange is None or not self._in_head or self._begun or size > KNOWN_HEAD_BYTES:
+            return
+        if size + len(exchange.body) == len(data):
+            self._known = _Known(data[:size], len(data), make)
+
+    def _serve_again(self, known: _Known, data: bytes) -> None:
+        """A head that was parsed before: only its body is new."""
+        self._idle_from_s = None
+        exchange = known.make()
+        exchange.body = data[len(known.head) :]
+        self.cycle = self._current = exchange  # type: ignore[assignment]
+        exchange.run()
 
     def on_message_begin(self) -> None:
         """A head's first byte."""
@@ -211,7 +261,8 @@ class BoundedConnection(HttpToolsProtocol):
             return None
         if parser.should_upgrade():
             return None
-        return Exchange(front, self, self.client, begin, self.url, headers)
+        self._make = partial(Exchange, front, self, self.client, begin, self.url, headers)
+        return self._make()
 
     def _take_asgi_way(self) -> None:
         """What cannot be served here: a body that is late, or that the connection ends in."""

@@ -16,7 +16,16 @@ from service.api.parts import Parts
 from service.api.schemas import GenerateRequest
 from service.engine.steering import mix_fields
 from service.engine.wire import base64_of, npy_of
-from service.imaging import FORMATS, EncodeOptions, Provenance, compose_grid, encode, encoder_version
+from service.imaging import (
+    FORMATS,
+    EncodeOptions,
+    Provenance,
+    compose_grid,
+    encode,
+    encode_pngs,
+    encoder_version,
+    plain_chunks,
+)
 from service.imaging.archive import stored_zip
 from service.manifest import Manifest
 
@@ -73,7 +82,7 @@ def render(
         body = encode(compose_grid(drawn.images), form.fmt, provenance, options)
         return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
     started = perf_counter()
-    files = [encode(drawn.images[i], form.fmt, _mark(drawn, i) if marked else None, options) for i in _indices(drawn)]
+    files = _files(drawn, form.fmt, options, marked)
     if form.shape == "image":
         seed, label = drawn.seeds[0], drawn.labels[0]
         if seed is not None:
@@ -170,8 +179,14 @@ def processor() -> str:
     return "-".join([platform.machine(), *vectors])
 
 
-def _indices(drawn: "Generated") -> range:
-    return range(len(drawn.images))
+def _files(drawn: "Generated", fmt: str, options: EncodeOptions, marked: bool) -> list[bytes]:
+    """Each picture as a file."""
+    if marked and fmt == "png" and drawn.recipes is None:
+        model, truncation = drawn.model, drawn.truncation
+        told = zip(drawn.seeds, drawn.labels, strict=True)
+        return encode_pngs(drawn.images, [plain_chunks(model, seed, label, truncation) for seed, label in told])
+    marks = [_mark(drawn, place) if marked else None for place in range(len(drawn.images))]
+    return [encode(image, fmt, mark, options) for image, mark in zip(drawn.images, marks, strict=True)]
 
 
 def _mark(drawn: "Generated", index: int) -> Provenance:

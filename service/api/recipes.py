@@ -116,7 +116,10 @@ class Recipes:
         """Look up the text around the seed; check what is not known."""
         found = None
         if len(text) <= TEXT_BYTES and len(context[1] or "") <= TEXT_BYTES:
-            found = next(filter(None, (pattern.fullmatch(text) for pattern in patterns)), None)
+            for pattern in patterns:
+                found = pattern.fullmatch(text)
+                if found is not None:
+                    break
         if found is None:
             return _anew(parse(text))
         before, first, *last, after = found.groups()

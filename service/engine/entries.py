@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ class Entry:
 
     `arrived_s`, `started_s` and `finished_s` are `time.monotonic()`; `deadline_s` is the event loop's time, whose timer
     ends the entry (uvloop's clock has the same origin but ticks in milliseconds: too coarse for the former).
+    `parts`: answers by their first row, of an entry that was split.
     `priced_s`: the wait that was predicted on arrival; 0 where a lane was idle. `share`, `tag`: see `fairness`; where
     clients do not take turns all tags are 0.
     """
@@ -67,7 +68,7 @@ class Entry:
     taken: int = 0
     answered: int = 0
     ended: bool = False
-    parts: dict[int, dict[str, Array]] = field(default_factory=dict)
+    parts: dict[int, dict[str, Array]] | None = None
     started_s: float | None = None
     finished_s: float = 0.0
     batch_rows: int = 0
@@ -183,6 +184,7 @@ def rows_of(part: Slice) -> Arrays:
 
 def assemble(entry: Entry) -> Answer:
     """Join a split entry's rows in their order."""
+    assert entry.parts is not None  # somebody has put them there
     parts = [entry.parts[start] for start in sorted(entry.parts)]
     outputs = parts[0]
     if len(parts) > 1:

@@ -61,6 +61,8 @@ def check_truncation(truncation: object, *, field: str = "truncation") -> float:
     Raises:
         InvalidRequest: not a finite number, or outside the range; names `field`.
     """
+    if type(truncation) is float and 0.0 <= truncation <= TRUNCATION_MAX:  # as nearly all are
+        return truncation
     number = isinstance(truncation, (int, float, np.integer, np.floating)) and not isinstance(truncation, bool)
     if not number or not math.isfinite(value := float(truncation)):  # type: ignore[arg-type]
         raise InvalidRequest(f"{field}: {truncation!r} is not a finite number", field=field)
@@ -84,14 +86,20 @@ def latents_from_seeds(seeds: Sequence[int], latent_dim: int) -> npt.NDArray[np.
     """
     if latent_dim < 1:
         raise InvalidRequest(f"latent_dim: {latent_dim} is below 1", field="latent_dim")
+    return latents_of([check_seed(seed, field="seeds") for seed in seeds], latent_dim)
+
+
+def latents_of(seeds: Sequence[int], latent_dim: int) -> npt.NDArray[np.float32]:
+    """As `latents_from_seeds`, of seeds from `check_seed` and a length of at least 1."""
     stream = _stream()
+    seed_anew, draw = stream.seed, stream.randn
     if len(seeds) == 1:
-        stream.seed(check_seed(seeds[0], field="seeds"))
-        return stream.randn(1, latent_dim).astype(np.float32)
+        seed_anew(seeds[0])
+        return draw(1, latent_dim).astype(np.float32)
     z = np.empty((len(seeds), latent_dim), np.float32)
     for row, seed in enumerate(seeds):
-        stream.seed(check_seed(seed, field="seeds"))
-        z[row] = stream.randn(latent_dim)
+        seed_anew(seed)
+        z[row] = draw(latent_dim)
     return z
 
 

@@ -2,6 +2,10 @@
 
 from service.imaging.encode import FORMATS, EncodeOptions, encode, encoder_version
 from service.imaging.grid import compose_grid
-from service.imaging.provenance import Provenance
+from service.imaging.png import encode_pngs
+from service.imaging.provenance import Provenance, plain_chunks
 
-__all__ = ["FORMATS", "EncodeOptions", "Provenance", "compose_grid", "encode", "encoder_version"]
+__all__ = [
+    "FORMATS", "EncodeOptions", "Provenance", "compose_grid", "encode", "encode_pngs", "encoder_version",
+    "plain_chunks",
+]  # fmt: skip

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
-from service.imaging.png import Chunk, international_chunk, text_chunk
+from service.imaging.png import Chunk, chunk, international_chunk
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
@@ -24,6 +24,7 @@ XMP = (
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _text = json.encoder.encode_basestring_ascii
 _XMP_CHUNK = international_chunk("XML:com.adobe.xmp", XMP)
+_KEYWORD = b"ganymede\0"
 _SOFTWARE_TAG, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286
 
 
@@ -52,7 +53,7 @@ class Provenance:
 
     def png_chunks(self) -> list[Chunk]:
         """XMP as iTXt and the recipe as tEXt `ganymede`."""
-        return [_XMP_CHUNK, text_chunk("ganymede", self.text())]
+        return [_XMP_CHUNK, chunk(b"tEXt", _KEYWORD + self.text().encode("ascii"))]
 
     def exif(self) -> bytes:
         """EXIF with the recipe as UserComment, for JPEG and WebP."""
@@ -60,6 +61,22 @@ class Provenance:
         return (
             _EXIF_HEAD + struct.pack(">HHII", _USER_COMMENT, _UNDEFINED, len(comment), _EXIF_SIZE) + b"\0" * 4 + comment
         )
+
+
+def plain_chunks(model: str, seed: int | None, label: str | None, truncation: float) -> tuple[Chunk, Chunk]:
+    """What `Provenance.png_chunks` gives for model, seed, label (none where it is None) and truncation alone.
+
+    Nearly every picture is marked so, and but for the seed like the one before.
+    """
+    before, after = _around_seed(model, label, repr(truncation))  # by its text: 0.0 and -0.0 are equal
+    return _XMP_CHUNK, chunk(b"tEXt", b"%b%b%b" % (before, b"null" if seed is None else b"%d" % seed, after))
+
+
+@lru_cache(256)
+def _around_seed(model: str, label: str | None, truncation: str) -> tuple[bytes, bytes]:
+    named = "" if label is None else f',"label":{_text(label)}'
+    before, after = f'{{"model":{_text(model)},"seed":', f'{named},"truncation":{truncation}}}'
+    return _KEYWORD + before.encode("ascii"), after.encode("ascii")
 
 
 _ASCII, _LONG, _UNDEFINED = 2, 4, 7

@@ -27,11 +27,13 @@ def test_every_part_but_the_dcgan_has_its_lines(tiny_models, tmp_path):
     null, many, (batching,) = found[:2], found[2:4], found[4:]
     assert [line[0] for line in null + many] == ["16", "64"] * 2
     for line in null:
-        rate, top, ratio, loop, lower = map(float, line[1:])
+        rate, top, ratio, loop, lower, both, of_both = map(float, line[1:])
+        assert 0 < both < loop and of_both == pytest.approx(rate / both, abs=0.01)
         assert ratio == pytest.approx(rate / top, abs=0.01) and lower == pytest.approx(rate / min(top, loop), abs=0.01)
     for line in many:
-        rate, loop, ratio = map(float, line[1:])
-        assert ratio == pytest.approx(rate / loop, abs=0.01)
+        rate, loop, ratio, top, both, of_both = map(float, line[1:])
+        assert ratio == pytest.approx(rate / loop, abs=0.01) and of_both == pytest.approx(rate / both, abs=0.01)
+        assert 0 < both < loop and top > 0
     on, off, ratio = map(float, batching)
     assert on > 0 and ratio == pytest.approx(on / off, abs=0.01)
 
@@ -71,6 +73,12 @@ def test_zip_requests_share_no_picture():
     asked = [json.loads(body) for body in islice(bound.zips("m"), 3)]
     assert [body["seeds"] for body in asked] == ["0-7", "8-15", "16-23"]
     assert all(body["as"] == "zip" for body in asked)
+
+
+def test_both_take_their_time_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    null = Period(2.0, 1000, server_cpu_s=1.5, client_cpu_s=0.5)  # 2 ms of a core for each request
+    assert bound.both_together(null, images=8, bare=4000) == pytest.approx(8 / (0.001 + 8 / 4000))
 
 
 def test_a_figure_with_errors_is_none():

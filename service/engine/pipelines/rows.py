@@ -14,7 +14,7 @@ from service.engine.latents import (
     check_seed,
     check_truncation,
     labels_from_seeds,
-    latents_from_seeds,
+    latents_of,
 )
 from service.engine.loaded import LoadedModel
 from service.engine.pipelines import styles
@@ -121,13 +121,14 @@ def seeds_and_latents(
     max_images: int,
 ) -> tuple[list[int] | None, npt.NDArray[np.float32]]:
     """The seeds (None where latents are given outright) and z, [N, D]."""
-    check_alone(seeds=seeds, count=count, latents=latents)
+    if count is not None or latents is not None:
+        check_alone(seeds=seeds, count=count, latents=latents)
     if latents is not None:
         z = check_latents(latents, spec.latent_dim)
         check_number(len(z), max_images, "latents")
         return None, z
     drawn = drawn_seeds(seeds, count, max_images)
-    return drawn, latents_from_seeds(drawn, spec.latent_dim)
+    return drawn, latents_of(drawn, spec.latent_dim)
 
 
 def check_alone(**arguments: object) -> None:

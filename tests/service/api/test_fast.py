@@ -208,6 +208,92 @@ async def test_requests_in_one_piece_are_answered_in_their_order(engine, monkeyp
         assert answer.count(b"HTTP/1.1 200 OK") == 21 and answer.endswith(b"}")
 
 
+@pytest.mark.parametrize("name", [*GOOD, *BAD, *UNUSUAL])
+async def test_a_request_that_comes_again_on_its_connection_is_answered_the_same(engine, monkeypatch, name):
+    """Each time in a piece of its own, so that its head may be known."""
+    sent = {**GOOD, **BAD, **UNUSUAL}[name]
+    said = []
+    for fast in (False, True):
+        async with served(engine, monkeypatch, fast=fast) as server:
+            said.append((await one_by_one(server, monkeypatch, [sent, sent, sent, END]))[0])
+            assert bool(server.fast) == (fast and name not in UNUSUAL)
+    assert said[0] == said[1]
+
+
+async def one_by_one(server, monkeypatch, requests) -> tuple[list[bytes], list[bytes]]:
+    """Each sent when the one before is answered: all that is said, and the methods of the heads that were parsed."""
+    heads, said = [], []
+    original = connection.BoundedConnection.on_headers_complete
+
+    def complete(self) -> None:
+        heads.append(self.parser.get_method())
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.BoundedConnection, "on_headers_complete", complete)
+        reader, writer = await asyncio.open_connection(*server.address)
+        async with asyncio.timeout(30):
+            for request in requests:
+                try:
+                    writer.write(request)
+                    said.append(seen(await whole_answer(reader, request.startswith(b"HEAD"))))
+                except (ConnectionResetError, asyncio.IncompleteReadError):
+                    break  # closed by an answer before
+        writer.close()
+    return said, heads
+
+
+async def whole_answer(reader, bare: bool = False) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 100 "):
+        head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    return head + await reader.readexactly(0 if bare or length is None else int(length[1]))
+
+
+async def test_only_a_whole_request_under_the_same_head_is_spared_the_parser(engine, monkeypatch):
+    first, second = post({"model": "faces", "seed": 3}), post({"model": "faces", "seed": 4})
+    longer, other = post({"model": "faces", "seed": 10}), post(FACES, JSON + b"x-priority: 2\r\n")
+    async with served(engine, monkeypatch) as server:
+        sent = [first, second, first, longer, longer, second, other, other, get("model=faces&seed=1")]
+        said, heads = await one_by_one(server, monkeypatch, sent)
+        seeds = [re.search(rb"x-seed: (\d+)", answer)[1] for answer in said]
+        assert seeds == [b"3", b"4", b"3", b"10", b"10", b"4", b"7", b"7", b"1"]
+        assert len(heads) == 5, "first, longer, second, other and the link"
+        assert len({re.search(rb"x-image: (\w+)|$", answer)[0] for answer in said}) >= 1
+
+
+async def test_a_known_head_in_pieces_or_with_more_behind_is_parsed(engine, monkeypatch):
+    first, second = post({"model": "faces", "seed": 3}), post({"model": "faces", "seed": 4})
+    async with served(engine, monkeypatch) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        async with asyncio.timeout(30):
+            for pieces in ([first], [second[:20], second[20:]], [first[:-3], first[-3:]], [b"\r\n", second]):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+                seed = b"x-seed: 3" if pieces[0].startswith(b"POST") and b"".join(pieces) == first else b"x-seed: 4"
+                assert seed in await whole_answer(reader)
+            writer.write(first + second + END)
+            rest = await reader.read()
+        assert re.findall(rb"x-seed: (\d)", rest) == [b"3", b"4"] and rest.count(b"HTTP/1.1 200") == 3
+        writer.close()
+
+
+async def test_a_known_head_takes_the_asgi_way_while_the_server_drains(engine, monkeypatch):
+    async with served(engine, monkeypatch) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        async with asyncio.timeout(30):
+            writer.write(post(FACES))
+            await whole_answer(reader)
+            server.client.parts.draining = True
+            writer.write(post(FACES))
+            assert b"connection: close" in await whole_answer(reader) and len(server.fast) == 1
+        writer.close()
+        server.client.parts.draining = False
+
+
 async def until(condition) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110  # the fake tells nobody
@@ -291,7 +377,7 @@ async def test_large_pictures_are_encoded_in_a_thread(engine, monkeypatch):
 
 async def test_an_error_while_encoding_is_500(engine, monkeypatch, caplog):
     async with served(engine, monkeypatch) as server:
-        monkeypatch.setattr("service.api.pictures.encode", lambda *_: 1 / 0)
+        monkeypatch.setattr("service.api.pictures.encode_pngs", lambda *_: 1 / 0)
         answer = await server.talk(post(FACES) + post({"model": "faces", "seeds": [1, 2]}) + END)
         assert answer.count(b"HTTP/1.1 500 ") == 2 and b"division" not in answer
         assert "ZeroDivisionError" in caplog.text and server.client.parts.metrics.in_flight == 0

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service.imaging import FORMATS, EncodeOptions, Provenance, compose_grid, encode, encoder_version
-from service.imaging.provenance import DIGITAL_SOURCE_TYPE
+from service.imaging.provenance import DIGITAL_SOURCE_TYPE, plain_chunks
 
 MARK = Provenance({"model": "faces@1", "seed": 7, "label": "Čepice", "truncation": 0.5})
 
@@ -22,6 +22,15 @@ def opened(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, None])
+@pytest.mark.parametrize("label", [None, "Sneaker", 'Č "100 %s"'])
+def test_plain_marks_are_the_recipe_s(seed, label):
+    named = {} if label is None else {"label": label}
+    for truncation in (1.0, 0.0, -0.0, 0.5, 1e-7):  # 0.0 and -0.0 are equal, and not written alike
+        recipe = {"model": "faces@1", "seed": seed, **named, "truncation": truncation}
+        assert [*plain_chunks("faces@1", seed, label, truncation)] == Provenance(recipe).png_chunks()
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

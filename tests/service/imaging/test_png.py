@@ -133,6 +133,27 @@ def test_no_larger_than_pillow_makes_it(channels):
     assert len(encode_png(image)) <= 1.03 * len(out.getvalue())
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("side", [1, 16, 28, 40])
+def test_several_at_once_are_written_as_each_alone(side, channels):
+    random = np.random.RandomState(side)
+    images = random.randint(0, 256, (5, side, side, channels)).astype(np.uint8)[::2]
+    chunks = [(), (text_chunk("a", "1"),), (text_chunk("a", "2"), text_chunk("b", "3"))]
+    alone = [encode_png(image, own) for image, own in zip(images, chunks, strict=True)]
+    assert png.encode_pngs(images, chunks) == alone
+    assert png.encode_pngs(images[:, :, ::-1], chunks)[0] == encode_png(images[0, :, ::-1])
+
+
+def test_several_that_are_no_pictures_are_refused():
+    for images in (
+        np.zeros((1, 4, 4, 1), np.float32),
+        np.zeros((1, 4, 4, 2), np.uint8),
+        np.zeros((1, 0, 4, 1), np.uint8),
+    ):
+        with pytest.raises(ValueError, match="a PNG needs"):
+            png.encode_pngs(images, [()])
+
+
 def test_views_and_fortran_order_are_written_as_they_read():
     image = picture(20, 30, 3, "noise", 5)
     for view in (image[::2, ::3], np.asfortranarray(image), image[:, ::-1], image.transpose(1, 0, 2)):
