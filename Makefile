@@ -61,8 +61,15 @@ check: $(VENV)/.dev ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(VENV)/.dev ## hold the pinned versions against the known vulnerabilities; needs the vulnerability database's network
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+# Which database: pypi, osv or esms.
+AUDIT_SERVICE ?= pypi
+AUDIT := $(BIN)/pip-audit --vulnerability-service $(AUDIT_SERVICE) --no-deps --disable-pip --progress-spinner off
+
+# First a release that has known vulnerabilities: a database that tells of none cannot clear the others.
+audit: $(VENV)/.dev ## hold the pinned versions against the known vulnerabilities [AUDIT_SERVICE=pypi|osv|esms]; needs that database's network
+	@echo pillow==9.0.0 | $(AUDIT) --requirement /dev/stdin --format json 2>/dev/null | grep -q '"vulns": \[{' || \
+	  { echo "Nothing was audited: the vulnerability database '$(AUDIT_SERVICE)' cannot be reached, or does not know what is wrong with pillow 9.0.0." >&2; exit 1; }
+	$(AUDIT) --requirement constraints.txt --strict
 
 format: $(VENV)/.dev ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
