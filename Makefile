@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
+.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-ray bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -159,6 +159,9 @@ $(RAY_VENV)/.ray: pyproject.toml constraints.txt benchmarks/peers/ray.txt
 
 test-ray: $(RAY_VENV)/.ray ## serve and draw in bulk on two Ray nodes of this machine, one of which is killed
 	$(ONE_THREAD) RAY_USAGE_STATS_ENABLED=0 $(RAY_VENV)/bin/python -m pytest -m ray -v -s tests/cluster
+
+bench-ray: $(VENV)/.dev $(RAY_VENV)/.ray ## one and two replicas behind Ray Serve beside the plain server [SECONDS=3] [ROUNDS=2]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/cluster.py --models models --ray $(RAY_VENV) --seconds $(or $(SECONDS),3) --rounds $(or $(ROUNDS),2) --append benchmarks/RESULTS.md
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) $(GPU_VENV) $(RAY_VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
