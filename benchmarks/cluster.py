@@ -5,8 +5,8 @@
 Each replica has one lane of one thread, and the plain server as many lanes as there are replicas. One server is up at a
 time; a round starts each in turn, the next goes through them backwards, and all rounds are pooled. Two models: a
 generator that costs at least `--cpu-ms` an image, and a small one, of which the hop is most. CPU time is that of all
-processes: Ray's proxy (or HAProxy), controller, scheduler and dashboard too. Nobody is held to a core, so two replicas share the
-cores with Ray's own processes and with the load. `make bench-ray` sets up Ray's environment, `.venv-ray`.
+processes: Ray's proxy (or HAProxy), controller, scheduler and dashboard too. Nobody is held to a core, so two replicas
+share the cores with Ray's own processes and with the load. `make bench-ray` sets up Ray's environment, `.venv-ray`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.server import write_down
 
 ROOT = Path(__file__).resolve().parents[1]
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
-"""HAProxy sends requests straight to the replicas. It listens on all of the machine's addresses, whatever it is told."""
+"""HAProxy sends requests straight to the replicas. It listens on all addresses of the machine, whatever it is told."""
 CLIENTS = (1, 16)
 REST_S = 3.0
 """A server without requests is watched for so long: what it costs to be there."""
