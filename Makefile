@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
+.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-ray bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,8 +61,15 @@ check: $(VENV)/.dev ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(VENV)/.dev ## hold the pinned versions against the known vulnerabilities; needs the vulnerability database's network
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+# Which database: pypi, osv or esms.
+AUDIT_SERVICE ?= pypi
+AUDIT := $(BIN)/pip-audit --vulnerability-service $(AUDIT_SERVICE) --no-deps --disable-pip --progress-spinner off
+
+# First a release that has known vulnerabilities: a database that tells of none cannot clear the others.
+audit: $(VENV)/.dev ## hold the pinned versions against the known vulnerabilities [AUDIT_SERVICE=pypi|osv|esms]; needs that database's network
+	@echo pillow==9.0.0 | $(AUDIT) --requirement /dev/stdin --format json 2>/dev/null | grep -q '"vulns": \[{' || \
+	  { echo "Nothing was audited: the vulnerability database '$(AUDIT_SERVICE)' cannot be reached, or does not know what is wrong with pillow 9.0.0." >&2; exit 1; }
+	$(AUDIT) --requirement constraints.txt --strict
 
 format: $(VENV)/.dev ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
@@ -152,6 +159,9 @@ $(RAY_VENV)/.ray: pyproject.toml constraints.txt benchmarks/peers/ray.txt
 
 test-ray: $(RAY_VENV)/.ray ## serve and draw in bulk on two Ray nodes of this machine, one of which is killed
 	$(ONE_THREAD) RAY_USAGE_STATS_ENABLED=0 $(RAY_VENV)/bin/python -m pytest -m ray -v -s tests/cluster
+
+bench-ray: $(VENV)/.dev $(RAY_VENV)/.ray ## one and two replicas behind Ray Serve beside the plain server [SECONDS=3] [ROUNDS=2]; stop everything else first
+	PYTHONPATH=. $(BIN)/python benchmarks/cluster.py --models models --ray $(RAY_VENV) --seconds $(or $(SECONDS),3) --rounds $(or $(ROUNDS),2) --append benchmarks/RESULTS.md
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) $(GPU_VENV) $(RAY_VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -199,3 +199,26 @@ def test_every_page_that_a_page_names_exists() -> None:
     }
     assert named
     assert {(source, page) for source, page in named if not (ROOT / page).is_file()} == set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "audited"),
+    [
+        ("import sys; sys.exit('requests.exceptions.ConnectionError: Traceback')", False),
+        ('print(\'{"dependencies": [{"name": "pillow", "skip_reason": "not found"}], "fixes": []}\')', False),
+        ('print(\'{"dependencies": [{"name": "pillow", "version": "9.0.0", "vulns": []}]}\')', False),
+        ('print(\'{"dependencies": [{"name": "pillow", "vulns": [{"id": "PYSEC-2022-8"}]}]}\')', True),
+    ],
+)
+def test_an_audit_without_its_database_says_so_in_a_sentence(tmp_path: Path, answer: str, audited: bool) -> None:
+    """A stand-in for pip-audit gives this answer to the release that has known vulnerabilities."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "pip-audit"
+    asked = "import sys\nif 'constraints.txt' in sys.argv: print('AUDITED', *sys.argv); sys.exit()\n"
+    tool.write_text(f"#!{sys.executable}\n{asked}assert sys.stdin.read() == 'pillow==9.0.0\\n'\n{answer}\n")
+    tool.chmod(0o755)
+    command = ["make", "--no-print-directory", "audit", f"VENV={tmp_path}", "-o", f"{tmp_path}/.dev"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ("AUDITED" in done.stdout, done.returncode == 0) == (audited, audited)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert [line[:20] for line in said] == ([] if audited else ["Nothing was audited:"])

@@ -167,23 +167,38 @@ def test_a_new_node_gets_a_replica(cluster):
     assert running() == 2
 
 
-def test_load_wants_a_second_replica_and_gets_it(cluster):
+def test_load_brings_a_second_replica_and_quiet_takes_it_away(cluster):
     from ray import serve
 
     from deploy.ray_app import Scale, application
 
     serve.delete("ganymede")
-    serve.run(application(Scale(max_replicas=2, upscale_s=2), settings()), name="ganymede", route_prefix="/")
+    scale = Scale(max_replicas=2, upscale_s=2, downscale_s=5)
+    serve.run(application(scale, settings()), name="ganymede", route_prefix="/")
     assert running() == 1
-    until = time.monotonic() + STARTS_S
+    began = time.monotonic()
+    loaded: Counter[int] = Counter()
 
     def client(seed: int) -> None:
-        while running() < 2 and time.monotonic() < until:
-            ask(cluster.port, seed, count=64)
+        while running() < 2 and time.monotonic() < began + STARTS_S:
+            loaded[ask(cluster.port, seed, count=64)[0]] += 1
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(client, range(4)))
     assert running() == 2
+    came = time.monotonic()
+    # A client who still asks now and then notices nothing of the second one's going.
+    trickled: Counter[int] = Counter()
+    while running() > 1 and time.monotonic() < came + STARTS_S:
+        trickled[ask(cluster.port, sum(trickled.values()))[0]] += 1
+        time.sleep(0.5)
+    assert running() == 1
+    gone = time.monotonic()
+    for seed in range(20):
+        trickled[ask(cluster.port, seed)[0]] += 1
+    print(f"\na second replica after {came - began:.0f} s of load: {dict(loaded)};", end=" ")
+    print(f"gone {gone - came:.0f} s later: {dict(trickled)}")
+    assert set(loaded) == set(trickled) == {200}
 
 
 @pytest.mark.parametrize(
