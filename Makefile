@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-ray bench-hotswap bench-fairness train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
+.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-ray bench-hotswap bench-fairness bench-styles train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -95,6 +95,9 @@ bench-fairness: $(VENV)/.dev ## one client at ten times its share, and what the 
 
 bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs from `python -m training data landscapes`
 	PYTHONPATH=. $(ONE_THREAD) $(BIN)/python benchmarks/codec.py --models models --append benchmarks/RESULTS.md
+
+bench-styles: $(VENV)/.dev ## a StyleGAN through HTTP beside a bare loop, and an animation's frames [SECONDS=3]
+	PYTHONPATH=. $(BIN)/python benchmarks/styles.py --seconds $(or $(SECONDS),3) --append benchmarks/RESULTS.md
 
 bench-gpu: $(VENV)/.dev ## pixels, the seed promise, speed, memory and the server on a GPU [PROVIDER=cuda] [SECONDS=40]
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py --models models --provider $(or $(PROVIDER),cuda) --seconds $(or $(SECONDS),40) --limit 180

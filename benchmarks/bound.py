@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -94,33 +95,50 @@ def against_loop(_: dict[str, Path], rounds: int, seconds: float) -> str:
 
 def build_dcgan(models: Path, width: int = 32, most: int = 512) -> tuple[Path, int]:
     """Export an untrained DCGAN of 64 px through training's own export; its folder and the number of parameters."""
+    return build(models, DCGAN, "dcgan", "paper", generator_width=width, max_channels=most)
+
+
+def build(models: Path, name: str, kind: str, recipe_name: str, **changes: Any) -> tuple[Path, int]:
+    """Export an untrained generator of a family through training's own export.
+
+    Args:
+        models: where to.
+        name: of the model.
+        kind: the family.
+        recipe_name: one of its recipes.
+        changes: fields of the recipe.
+
+    Returns:
+        Its folder, and the number of parameters.
+    """
     import torch  # here: the other parts need no torch
 
     from training.export import OPSET, prove, to_onnx
     from training.families import FAMILIES
 
     torch.manual_seed(0)
-    family = FAMILIES["dcgan"]
-    recipe = family.recipes["paper"].replaced(generator_width=width, max_channels=most)
+    family = FAMILIES[kind]
+    recipe = family.recipes[recipe_name].replaced(**changes)
     nets = family.nets(recipe).eval().requires_grad_(False)
     (spec,) = family.exports(nets, recipe, ())
     graphs, golden, drafts = {}, {}, {}
-    for name, graph in spec.graphs.items():
-        graphs[name] = to_onnx(graph)
-        inputs, outputs = prove(graph, graphs[name], spec)
-        golden |= {f"{name}/{key}": value for key, value in {**inputs, **outputs}.items()}
-        drafts[name] = GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)
+    for graph_name, graph in spec.graphs.items():
+        graphs[graph_name] = to_onnx(graph)
+        inputs, outputs = prove(graph, graphs[graph_name], spec)
+        golden |= {f"{graph_name}/{key}": value for key, value in {**inputs, **outputs}.items()}
+        drafts[graph_name] = GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)
     assert isinstance(spec.generate, GenerateSpec)
     draft = ManifestDraft(
-        name=DCGAN, family=family.name, tasks=spec.tasks, graphs=drafts, generate=spec.generate,
+        name=name, family=family.name, tasks=spec.tasks, graphs=drafts, generate=spec.generate,
         provenance=Origin(recipe=recipe.to_json(), dataset="none: untrained", images_seen=0, commit="", seed=0),
         license="Apache-2.0", paper=family.paper,
     )  # fmt: skip
     samples = io.BytesIO()
     Image.new("L", (1, 1)).save(samples, "PNG")
     folder = write_package(
-        models, draft, graphs=graphs, golden=golden, card="Untrained.\n", samples_png=samples.getvalue()
-    )
+        models, draft, graphs=graphs, golden=golden, card="Untrained.\n", samples_png=samples.getvalue(),
+        arrays=spec.arrays or None,
+    )  # fmt: skip
     return folder, sum(weights.numel() for weights in nets["generator"].parameters())
 
 
