@@ -47,6 +47,7 @@ class Soak:
     """What was seen. `samples`: seconds since the start, resident bytes, requests in flight."""
 
     rate: float = 0.0
+    measured: bool = True
     ends: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     unexpected: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[float, float, float]] = field(default_factory=list)
@@ -81,7 +82,7 @@ async def soaked(port: int, models: Sequence[str], seconds: float, rate: float |
     """Run the whole soak against a server that is ready."""
     clients, soak, chance = Clients(port, models), Soak(), random.Random(seed)
     await clients.remember()
-    soak.rate = rate or SHARE_OF_CAPACITY * await capacity(clients, chance)
+    soak.rate, soak.measured = rate or SHARE_OF_CAPACITY * await capacity(clients, chance), not rate
     soak.before = await scraped(port)
     sampling = asyncio.create_task(sample(port, soak))
     await load(clients, soak, chance, seconds)
@@ -206,8 +207,8 @@ def report(soak: Soak, seconds: float) -> tuple[str, bool]:
     cpu_s = soak.after["process_cpu_seconds_total"] - soak.before["process_cpu_seconds_total"]
     lines += [
         "",
-        f"{sum(every.values())} requests in {seconds / 60:g} minutes, {soak.rate:.0f} honest ones a second, half of "
-        f"what a closed loop got through; {soak.not_sent} not sent. The server took {cpu_s / seconds:.2f} cores. "
+        f"{sum(every.values())} requests in {seconds / 60:g} minutes, {soak.rate:.0f} honest ones a second"
+        f"{', half of what a closed loop got through' if soak.measured else ''}; {soak.not_sent} not sent. The server took {cpu_s / seconds:.2f} cores. "
         f"Most requests in flight when sampled: {max(count for *_, count in soak.samples):.0f}. "
         "Lag of the event loop at p99: "
         f"{lag_within(soak.before, soak.after, 0.99)}.",
