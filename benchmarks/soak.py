@@ -208,7 +208,8 @@ def report(soak: Soak, seconds: float) -> tuple[str, bool]:
     lines += [
         "",
         f"{sum(every.values())} requests in {seconds / 60:g} minutes, {soak.rate:.0f} honest ones a second"
-        f"{', half of what a closed loop got through' if soak.measured else ''}; {soak.not_sent} not sent. The server took {cpu_s / seconds:.2f} cores. "
+        f"{', half of what a closed loop got through' if soak.measured else ''}; "
+        f"{soak.not_sent} not sent. The server took {cpu_s / seconds:.2f} cores. "
         f"Most requests in flight when sampled: {max(count for *_, count in soak.samples):.0f}. "
         "Lag of the event loop at p99: "
         f"{lag_within(soak.before, soak.after, 0.99)}.",
