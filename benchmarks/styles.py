@@ -8,11 +8,9 @@ compared, not their rates, since the load shares the cores. Server and loop take
 """
 
 import argparse
-import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -20,10 +18,10 @@ import numpy as np
 import onnxruntime
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.bound import build
+from benchmarks.bound import build, refuse_errors
 from benchmarks.load import Period, closed_loop
 from benchmarks.processes import free_port, ganymede, running
-from benchmarks.race import table
+from benchmarks.race import bodies, table
 from benchmarks.server import write_down
 from service.engine.latents import latents_from_seeds, noise_from_seeds
 from service.engine.pipelines.styles import space_of, spread
@@ -84,7 +82,7 @@ def main() -> None:
         with running(ganymede(Path(made), port), {}, ROOT, port, [NAME]) as family:
             periods = {clients: Period() for clients in CLIENTS}
             bare, loop = [], Bare(folder)
-            requests = bodies()
+            requests = bodies(NAME)
             for _ in range(arguments.rounds):
                 bare.append(loop.cpu_ms(arguments.seconds))
                 for clients in CLIENTS:
@@ -95,18 +93,11 @@ def main() -> None:
     write_down("A StyleGAN through HTTP", text, arguments.append)
 
 
-def bodies() -> Iterator[bytes]:
-    """Requests for one image, no seed twice."""
-    for seed in itertools.count(10**6):
-        yield b'{"model":"%b","seed":%d}' % (NAME.encode(), seed)
-
-
 def costs(periods: dict[int, Period], bare_ms: float) -> str:
     """The table of CPU times an image."""
     lines = [["bare loop", "", f"{bare_ms:.2f}", "1.00", ""]]
     for clients, period in periods.items():
-        if period.errors or not period.answered:
-            raise SystemExit(f"{clients} clients: {dict(period.ends)}")
+        refuse_errors(period, f"{clients} clients")
         cost = period.server_cpu_s / period.answered * 1000
         lines.append(["server", str(clients), f"{cost:.2f}", f"{cost / bare_ms:.2f}", f"{period.rate:.0f}"])
     columns = ("what", "clients", "CPU-ms an image", "of the bare loop", "images/s")

@@ -112,20 +112,20 @@ def read_attributes(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 class Drawer:
     """An exported generator: latents [N, D] (w where it has styles, else z) to images, with the noise of seed 0."""
 
-    def __init__(self, folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         spec = manifest.generate
         if spec is None:
             raise AttributesError(f"{manifest.ref} does not generate")
-        self._spec, self._mean = spec, arrays.get("mean_w")
-        draws = [graph for graph in manifest.graphs.values() if _kinds(graph, outputs=True) == {"image"}]
+        self._spec = spec
+        draws = [graph for graph in manifest.graphs.values() if _drawn(graph) == {"image"}]
         rank = 2 if spec.style_layers is None else 3
         draws = [graph for graph in draws if _latent_rank(graph) == rank]
         if len(draws) != 1:
             raise AttributesError(f"{manifest.ref}: {len(draws)} of its graphs draw from a latent, must be one")
-        self._draw = _Session(folder, draws[0])
-        maps = [graph for graph in manifest.graphs.values() if _kinds(graph, outputs=True) == {"latent"}]
+        self._draw = _Session(folder, draws[0], spec.latent_dim)
+        maps = [graph for graph in manifest.graphs.values() if _drawn(graph) == {"latent"}]
         maps = [graph for graph in maps if _latent_rank(graph) == 2]
-        self._map = _Session(folder, maps[0]) if spec.style_layers else None
+        self._map = _Session(folder, maps[0], spec.latent_dim) if spec.style_layers else None
 
     def latents(self, seeds: Sequence[int]) -> FLOATS:
         """What the seeds mean where directions are: [N, D]."""
@@ -144,8 +144,8 @@ class Drawer:
 
 
 class _Session:
-    def __init__(self, folder: Path, graph: GraphSpec) -> None:
-        self._graph = graph
+    def __init__(self, folder: Path, graph: GraphSpec, latent_dim: int) -> None:
+        self._graph, self._latent_dim = graph, latent_dim
         self._session = onnxruntime.InferenceSession(folder / graph.file, providers=["CPUExecutionProvider"])
 
     def __call__(self, **values: NDArray[Any] | None) -> Any:
@@ -158,15 +158,15 @@ class _Session:
 
     def _feed(self, tensor: Any, value: NDArray[Any] | None, rows: int) -> NDArray[Any]:
         if tensor.kind == "noise":
-            return np.repeat(noise_from_seeds([0], 1, int(tensor.shape[1])), rows, axis=0)
+            return np.repeat(noise_from_seeds([0], self._latent_dim, int(tensor.shape[1])), rows, axis=0)
         assert value is not None
         if tensor.kind == "label" and tensor.dtype == "float32":  # a weight for each class
             value = np.eye(int(tensor.shape[1]), dtype=np.float32)[value]
         return value
 
 
-def _kinds(graph: GraphSpec, *, outputs: bool) -> set[str]:
-    return {tensor.kind for tensor in (graph.outputs if outputs else graph.inputs)}
+def _drawn(graph: GraphSpec) -> set[str]:
+    return {tensor.kind for tensor in graph.outputs}
 
 
 def _latent_rank(graph: GraphSpec) -> int:

@@ -35,7 +35,7 @@ def directions_run(argv: Sequence[str]) -> int:
     folder = Path(args.model)
     manifest = read_package(folder)
     arrays = {} if manifest.arrays is None else dict(read_npz(folder / manifest.arrays.file, model=manifest.ref))
-    drawer = Drawer(folder, manifest, arrays)
+    drawer = Drawer(folder, manifest)
     image = next(t for graph in manifest.graphs.values() for t in graph.outputs if t.kind == "image")
     lines = read_attributes(Path(args.data_root) / args.data)[: args.images]
     values = {name: attribute_values(lines, field) for name, field in asked.items()}

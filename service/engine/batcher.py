@@ -451,7 +451,7 @@ class Batcher:
             entry.started_s = outcome.started_s if entry.started_s is None else min(entry.started_s, outcome.started_s)
             entry.finished_s = max(entry.finished_s, outcome.ended_s)
             entry.batch_rows = max(entry.batch_rows, run.rows)
-            entry.parts = {**(entry.parts or {}), part.start: answer}
+            entry.keep(part.start, answer)
             entry.answered += part.stop - part.start
             if entry.answered == entry.rows:
                 self._end(entry, assemble(entry), "answered")

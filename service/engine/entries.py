@@ -80,6 +80,12 @@ class Entry:
         """The queue's order: by priority, then by turn, then by arrival."""
         return (self.priority, self.tag, self.order)
 
+    def keep(self, start: int, answer: dict[str, Array]) -> None:
+        """Put the answer of the part that begins at this row with those of the others."""
+        if self.parts is None:
+            self.parts = {}
+        self.parts[start] = answer
+
 
 @dataclass(frozen=True)
 class BatchPolicy:

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from benchmarks.load import Period
-from benchmarks.styles import bodies, costs
+from benchmarks.styles import NAME, bodies, costs
 
 
 def test_costs_are_cpu_time_an_image_over_the_bare_loops():
@@ -23,5 +23,5 @@ def test_figures_of_failed_requests_are_refused(ends):
 
 
 def test_no_seed_comes_twice():
-    asked = list(islice(bodies(), 50))
+    asked = list(islice(bodies(NAME), 50))
     assert len(set(asked)) == 50

@@ -73,8 +73,7 @@ def brightness(images):
 def test_a_direction_does_what_its_name_says(tmp_path, kind):
     folder = write_tiny(tmp_path, "tiny") if kind == "z" else write_tiny_style(tmp_path)
     manifest = read_package(folder)
-    arrays = {} if manifest.arrays is None else read_npz(folder / manifest.arrays.file, model="tiny")
-    drawer = Drawer(folder, manifest, arrays)
+    drawer = Drawer(folder, manifest)
     real = np.random.default_rng(1).integers(0, 256, (400, 8, 8, 3), dtype=np.uint8)
     seen = brightness(real)
     (found,) = learn(drawer, seen, {"light": seen[:, 0]}, brightness, count=600)
