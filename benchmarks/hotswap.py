@@ -4,10 +4,11 @@
 
 Two generators of one shape and other weights are built and their plans measured once. A server serves them as versions
 of one model, the odd ones with the first weights, the even ones with the second. Closed-loop clients find its capacity;
-then requests arrive at random (Poisson) at half of it while version after version is written into the folder and
-swapped in (`POST /models/{name}/load`), the one before leaving memory (`versions_kept` 1). Each answer must be the
-picture that the version which it names draws for its seed, bit for bit.
-The load shares the cores with the server; p99 is held against the same load without swaps, before and after.
+then requests arrive at random (Poisson) at half of it, by turns calmly and while version after version is written into
+the folder and swapped in (`POST /models/{name}/load`), the one before leaving memory (`versions_kept` 1). Each answer
+must be the picture that the version which it names draws for its seed, bit for bit.
+The load shares the cores with the server. The two kinds of turns are equally long, and p99 is over all of a kind: of
+one calm period before and one after it would tell more of the machine's hour than of swaps.
 """
 
 import argparse
@@ -33,6 +34,7 @@ NAME = "heavy"
 SEEDS = 64
 """Different pictures that are asked for; each is known beforehand for both weights."""
 TIMEOUT_MS = 10_000.0
+TURNS = 10
 FLAGS = ("--admin", "--no-provenance", "--versions-kept", "1", "--poll-models-s", "none", "--log-level", "warning")
 _VERSION = re.compile(rb"\r\nx-model: heavy@(\d+)\r\n")
 
@@ -120,23 +122,21 @@ async def resident(client: Client) -> float:
     return (await client.scrape())["process_resident_memory_bytes"] / 2**20
 
 
-async def swapping(client: Client, swapper: Swapper, swaps: int, every_s: float, memory: list[float]) -> None:
-    """So many swaps, one begun every so many seconds or as soon as the last is done; the least memory in each tenth.
+async def swapping(client: Client, swapper: Swapper, swaps: int, every_s: float) -> float:
+    """So many swaps, one begun every so many seconds or as soon as the last is done; the least memory after any, MiB.
 
     The least: while the version before finishes its work two are in memory, and what that takes is no growth.
     """
-    began = time.perf_counter()
-    tenth, held = max(1, swaps // 10), []
+    began, held = time.perf_counter(), []
     for number in range(swaps):
         await asyncio.sleep(max(0.0, began + number * every_s - time.perf_counter()))
         await swapper.swap()
         held.append(await resident(client))
-        if len(held) == tenth:
-            memory.append(min(held))
-            held.clear()
+    await asyncio.sleep(max(0.0, began + swaps * every_s - time.perf_counter()))
+    return min(held)
 
 
-async def measure(url: str, models: Path, stages: tuple[Path, Path], swapper: Swapper, settings: argparse.Namespace,
+async def measure(models: Path, stages: tuple[Path, Path], swapper: Swapper, settings: argparse.Namespace,
                   found: Found) -> None:  # fmt: skip
     """Every phase against one server, which has version 1."""
     client = swapper._client
@@ -144,34 +144,36 @@ async def measure(url: str, models: Path, stages: tuple[Path, Path], swapper: Sw
     await swapper.swap()
     known = (await pictures(client), known_odd)
     found.add("the plan", await plan_of(client))
-    rate = await capacity(client, settings.seconds / 2, TIMEOUT_MS, found, "before", 2) / 2
+    rate = await capacity(client, settings.seconds, TIMEOUT_MS, found, "before", 2) / 2
     found.add("rate, half of the capacity, images/s", rate, ".1f")
-    before, during, after = Seen(), Seen(), Seen()
-    await load(client, rate, settings.seconds, known, before)
-    memory = [await resident(client)]
+    before = await resident(client)
+
+    async def turn(swaps: int, seen: Seen) -> tuple[float, float]:
+        """Swaps under load; seconds, and the least memory."""
+        began = time.perf_counter()
+        at_work = asyncio.ensure_future(swapping(client, swapper, swaps, settings.every_s))
+        while not at_work.done():
+            await load(client, rate, 0.5, known, seen)
+        return time.perf_counter() - began, await at_work
+
     # Heaps grow to what two versions in all their threads take, and what is freed is used again.
-    warming = asyncio.ensure_future(swapping(client, swapper, max(10, settings.swaps // 2), settings.every_s, []))
-    while not warming.done():
-        await load(client, rate, 1.0, known, Seen())
-    await warming
-    cpu = (await client.scrape())["process_cpu_seconds_total"]
+    await turn(max(10, settings.swaps // 2), Seen())
     swapper.took_s.clear()
-    began = time.perf_counter()
-    swaps = asyncio.ensure_future(swapping(client, swapper, settings.swaps, settings.every_s, memory))
-    while not swaps.done():
-        await load(client, rate, 1.0, known, during)
-    await swaps
-    lasted_s = time.perf_counter() - began
-    cpu = (await client.scrape())["process_cpu_seconds_total"] - cpu
-    await load(client, rate, settings.seconds, known, after)
-    report(found, swapper, (before, during, after), memory, lasted_s)
-    found.add("cores of the server meanwhile", cpu / lasted_s, ".2f")
+    calm, during, memory, lasted_s, cpu_s = Seen(), Seen(), [before], 0.0, 0.0
+    for _ in range(TURNS):
+        cpu_s -= (await client.scrape())["process_cpu_seconds_total"]
+        seconds, least = await turn(max(1, settings.swaps // TURNS), during)
+        cpu_s += (await client.scrape())["process_cpu_seconds_total"]
+        memory.append(least)
+        lasted_s += seconds
+        await load(client, rate, seconds, known, calm)
+    report(found, swapper, calm, during, memory, lasted_s)
+    found.add("cores of the server meanwhile", cpu_s / lasted_s, ".2f")
     client.close()
 
 
-def report(found: Found, swapper: Swapper, seen: tuple[Seen, Seen, Seen], memory: list[float], lasted_s: float) -> None:
+def report(found: Found, swapper: Swapper, calm: Seen, during: Seen, memory: list[float], lasted_s: float) -> None:
     """The table's rows."""
-    before, during, after = seen
     found.add("swaps", f"{len(swapper.took_s)} in {lasted_s:.1f} s")
     found.add("swaps that failed", float(len(swapper.failed)), ".0f", most=0)
     found.add(
@@ -181,12 +183,13 @@ def report(found: Found, swapper: Swapper, seen: tuple[Seen, Seen, Seen], memory
     wrong = sum(number for end, number in during.ends.items() if end != "right")
     found.add("requests that failed", float(wrong), ".0f", most=0)
     found.add("versions that answered", float(len(during.versions)), ".0f")
-    for share in (50, 99):
-        told = [percentile(one.latencies_s, share) for one in (before, after, during)]
-        found.add(f"p{share} without swaps, before and after", "{:.2f} and {:.2f} ms".format(*told))
-        found.add(f"p{share} with swaps", told[2], ".2f", unit=" ms")
-    base = (percentile(before.latencies_s, 99) + percentile(after.latencies_s, 99)) / 2
-    found.add("p99 with swaps / without", percentile(during.latencies_s, 99) / base, ".2f", most=2)
+    failed = sum(number for end, number in calm.ends.items() if end != "right")
+    found.add("requests without swaps, and those that failed", f"{sum(calm.ends.values())} and {failed}")
+    for share in (50, 99, 99.9):
+        without, within = percentile(calm.latencies_s, share), percentile(during.latencies_s, share)
+        found.add(f"p{share} without and with swaps", f"{without:.2f} and {within:.2f} ms")
+        if share == 99:
+            found.add("p99 with swaps / without", within / without, ".2f", most=2)
     told = ", ".join(f"{held:.0f}" for held in memory)
     found.add("memory before any swap, and the least in each tenth of them", f"{told} MiB")
     found.add("memory, growth from first three tenths to last", growth(memory[1:]), ".1f", most=5, unit=" %")
@@ -204,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--every-s", type=float, default=0.25, help="seconds from one swap's begin to the next, at least"
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="the load without swaps lasts so long")
+    parser.add_argument("--seconds", type=float, default=2.5, help="the capacity is found for so long")
     parser.add_argument("--cpu-ms", type=float, default=5.0, help="CPU-ms of one image, at least")
     parser.add_argument("--append", type=Path, help="a Markdown file to append the table to")
     arguments = parser.parse_args()
@@ -221,7 +224,7 @@ def main() -> None:
         swapper.write()
         with serving(models, *FLAGS, "--cache", str(root / "cache")) as url:
             swapper._client.url = url
-            uvloop.run(measure(url, models, stages, swapper, arguments, found))
+            uvloop.run(measure(models, stages, swapper, arguments, found))
     text = table(found.rows)
     write_down("Hot swaps at half of the capacity", text, arguments.append)
     for failure in swapper.failed:

@@ -18,6 +18,7 @@ from service.errors import GanymedeError
 from training import checkpoint
 from training import export as exporting
 from training.datasets import DataError, ImageSet, PairSet, load
+from training.exported import adopt
 from training.families import FAMILIES
 from training.family import Family
 from training.features import FeaturesUnavailable
@@ -118,14 +119,7 @@ def _train(argv: Sequence[str]) -> int:
         log.say(f"resumed at {trainer.kimg:.1f} kimg")
     facts = _facts(family, recipe, data, args)
     if args.start_from and not args.resume:
-        state = checkpoint.load(Path(args.start_from) / "last.pt")
-        fresh = trainer.start_from(state)
-        log.say(f"weights of {args.start_from}; {len(fresh)} tensors are new")
-        before = _started_from(Path(args.start_from)) or {"images": 0, "seconds": 0.0}
-        facts["started_from"] = {
-            "images": before["images"] + state["sampler"]["shown"],
-            "seconds": before["seconds"] + state["seconds"],
-        }
+        facts["started_from"] = _begin_from(trainer, Path(args.start_from), log)
     elif args.resume:
         facts["started_from"] = _started_from(directory)
     log.recipe(facts)
@@ -208,7 +202,11 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--snapshot-kimg", type=float, default=50, help="between checkpoints and grids")
     parser.add_argument("--data-root", default="data", help="where prepared sets lie")
     parser.add_argument("--strict", action="store_true", help="a bad image file is an error")
-    parser.add_argument("--start-from", metavar="RUN", help="begin with another run's weights where they fit")
+    parser.add_argument(
+        "--start-from",
+        metavar="RUN",
+        help="begin with another run's weights where they fit, or with an exported model's (dcgan)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     return parser
 
@@ -394,6 +392,26 @@ def _facts(family: Family, recipe: Recipe, data: ImageSet | PairSet, args: argpa
         "torch": torch.__version__,
         "commit": source_commit(),
     }  # fmt: skip
+
+
+def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
+    """Take over the weights of a run or of an exported model; what they had seen before."""
+    if (source / "manifest.json").is_file():
+        nets = trainer.nets
+        fresh, images = adopt(nets["generator"], trainer.family.name, trainer.recipe, source, say=log.say)
+        trainer.ema.load_state_dict(nets["generator"].state_dict())
+        before = {"images": images, "seconds": 0.0, "model": f"{source.parent.name}@{source.name}"}
+    else:
+        state = checkpoint.load(source / "last.pt")
+        fresh = trainer.start_from(state)
+        earlier = _started_from(source) or {"images": 0, "seconds": 0.0}
+        before = {
+            **earlier,
+            "images": earlier["images"] + state["sampler"]["shown"],
+            "seconds": earlier["seconds"] + state["seconds"],
+        }
+    log.say(f"weights of {source}; {len(fresh)} tensors are new")
+    return before
 
 
 def _started_from(directory: Path) -> dict[str, Any] | None:

@@ -76,6 +76,8 @@ class Recipe:
     """Clamp D's weights to +-clip after each of its steps (the first WGAN); 0 is off."""
     discriminator_steps: int = 1
     """D's steps to one of G. Wasserstein critics want more."""
+    head_start_kimg: float = 0.0
+    """D learns alone for so long: a generator that begins trained would be spoilt by one that has seen nothing."""
     label_smoothing: float = 0.0
     """Real target 1 - this, for minimax and non-saturating (arXiv:1606.03498)."""
 

@@ -172,7 +172,7 @@ class Trainer:
         self._schedule()
         stats: dict[str, float] = {}
         for phase in self.phases:
-            if self.iteration % phase.every == 0:
+            if self.iteration % phase.every == 0 and not self._held_back(phase):
                 stats.update(self._phase(phase, real, labels, source))
         if self.augment.adaptive is not None and "certainty" in stats:
             self.augment.adaptive.observe(stats["certainty"], len(real))
@@ -180,6 +180,9 @@ class Trainer:
         self._average()
         self.iteration += 1
         return stats
+
+    def _held_back(self, phase: Phase) -> bool:
+        return "generator" in phase.trains and self.kimg <= self.recipe.head_start_kimg > 0
 
     def _draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The next real images, their labels or sources, on the device."""

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from service.engine.engine import Engine, EngineOptions
 from service.engine.wire import npy_of
 from service.settings import PREFIX, Settings
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 def page(name: str) -> str:
@@ -112,18 +114,19 @@ def test_there_are_curl_lines():
 
 
 @pytest.fixture(scope="module")
-def styled(tmp_path_factory) -> Path:
-    """A real model in the place of `faces-64`: what is steered must be what a model has."""
+def steered(tmp_path_factory) -> Path:
+    """What is steered must be what a model has: a real one in the place of `faces-64`, and the shipped `faces-32`."""
     root = tmp_path_factory.mktemp("models")
     write_tiny_style(root, "faces-64", directions=("sefa_1", "sefa_2", "sefa_3"), encoder="passes")
+    shutil.copytree(ROOT / "models" / "faces-32", root / "faces-32")
     return root
 
 
 @pytest.mark.parametrize("line", curl_lines())
-async def test_every_curl_line_works(engine, styled, line):
+async def test_every_curl_line_works(engine, steered, line):
     """What curl would send, sent through the app."""
-    if "faces-64" in line:
-        engine = Engine(EngineOptions(models=styled, providers=("cpu",), profile_s=0, poll_models_s=None, lanes=1))
+    if "faces-64" in line or "directions" in line:
+        engine = Engine(EngineOptions(models=steered, providers=("cpu",), profile_s=0, poll_models_s=None, lanes=1))
     words = shlex.split(line.split(" | ")[0])[1:]
     method, headers, body, url = None, {}, None, None
     files, fields = {}, {}

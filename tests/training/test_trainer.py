@@ -161,6 +161,22 @@ def test_turns(tmp_path):
     assert [iteration for iteration, phase in turns if phase == "generator"] == [0, 3, 6]
 
 
+def test_a_head_start_leaves_the_generator_as_it_was(tmp_path):
+    turns = []
+    recipe = shrunk("gan").replaced(head_start_kimg=0.04)
+    spied = spying(FAMILIES["gan"], lambda phase, nets, batch: turns.append((trainer.iteration, phase)))
+    trainer = tiny_trainer(tmp_path, spied, recipe)
+    before = weights(trainer.nets["generator"])
+    held = 0
+    while trainer.kimg + recipe.batch_size / 1000 <= 0.04:
+        trainer.step()
+        held += 1
+    assert held and all(torch.equal(value, before[name]) for name, value in trainer.nets["generator"].named_parameters())
+    steps(trainer, 2)
+    assert [iteration for iteration, phase in turns if phase == "generator"] == [held, held + 1]
+    assert {iteration for iteration, phase in turns if phase == "discriminator"} == set(range(held + 2))
+
+
 def test_a_penalty_adds_to_the_discriminators_next_step(tmp_path):
     recipe = shrunk("gan", "paper", dropout=0.0, beta1=0.0, learning_rate=0.1)
     with_penalty = recipe.replaced(r1_gamma=4.0, penalty_every=1)

@@ -79,6 +79,21 @@ def idat(data: bytes) -> bytes:
     return b"".join(body for kind, body in read_png(data)[1] if kind == b"IDAT")
 
 
+def filters_of(image: np.ndarray) -> set[int]:
+    _, width, channels = image.shape
+    return set(zlib.decompress(idat(encode_png(image)))[:: 1 + width * channels])
+
+
+def test_rows_choose_where_it_pays():
+    """Left and right halves of a row alike, or rows alike; where all rows are of one kind, one filter does."""
+    noise = np.random.RandomState(0)
+    columns = np.repeat(noise.randint(0, 256, (1, 300, 3), dtype=np.uint8), 300, axis=0)  # rows alike
+    lines = np.repeat(noise.randint(0, 256, (300, 1, 3), dtype=np.uint8), 300, axis=1)  # pixels of a row alike
+    mixed = np.where((np.arange(300) // 6 % 2)[:, None, None] == 0, columns, lines)
+    assert filters_of(columns) == {png._UP} and filters_of(lines) == {png._SUB}
+    assert filters_of(mixed) == {png._SUB, png._UP}
+
+
 def test_two_readers_see_the_same_pixels(monkeypatch):
     two_readers_agree(500, monkeypatch, seeded=True)
 
