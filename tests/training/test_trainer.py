@@ -171,7 +171,8 @@ def test_a_head_start_leaves_the_generator_as_it_was(tmp_path):
     while trainer.kimg + recipe.batch_size / 1000 <= 0.04:
         trainer.step()
         held += 1
-    assert held and all(torch.equal(value, before[name]) for name, value in trainer.nets["generator"].named_parameters())
+    after = trainer.nets["generator"].named_parameters()
+    assert held and all(torch.equal(value, before[name]) for name, value in after)
     steps(trainer, 2)
     assert [iteration for iteration, phase in turns if phase == "generator"] == [held, held + 1]
     assert {iteration for iteration, phase in turns if phase == "discriminator"} == set(range(held + 2))
