@@ -1,7 +1,10 @@
-"""Weights back out of an exported model: to go on where the run is lost, or at twice the side.
+"""A run that begins from an exported model: with its weights where they fit, else by imitating what it draws.
 
 An export folds batch norms into the convolutions before them. Going back, each norm is given the deviation and mean of
 what the folded convolution makes of many latents, so that in training mode, too, it lets that pass as it is.
+
+Imitation is distillation of one generator into another (Hinton, Vinyals and Dean, arXiv:1503.02531, for classifiers):
+the same latent, the same picture, by the mean absolute difference. What it leaves soft, the discriminator sharpens.
 """
 
 import json
@@ -23,65 +26,83 @@ from training.recipe import Recipe
 
 CALIBRATED = 512
 """Latents that a norm's deviation and mean are taken over."""
-IMITATION_STEPS, IMITATION_BATCH, _RATE = 400, 32, 2e-3
-"""Of Adam on what a grown generator has beyond the exported one: a minute of one core at 64 px."""
+GROWN_KIMG, GROWN_RATE = 12.0, 2e-3
+"""Of what a grown generator has beyond the exported one: a minute of one core at 64 px."""
+BATCH = 16
+POOLED = 4
+"""Differences count a second time as means of so many pixels squared, in which colours and shapes weigh more."""
+SAID = 250
+"""Steps from one line of progress to the next."""
 _PREFIX, _FOLDED = "generator.", ".weight_bias"
 
 
 def adopt(
-    generator: nn.Module, family: str, recipe: Recipe, folder: Path, *, steps: int = IMITATION_STEPS, seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    generator: nn.Module, family: str, recipe: Recipe, folder: Path, *, say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[str], int]:  # fmt: skip
-    """Give a fresh generator the weights of an exported one of its kind, or of one that draws at half of its side.
+    """Give a fresh generator the weights of an exported model, or teach it to draw the same.
 
-    In the latter case what is new learns to draw the exported one's pictures enlarged, so that training begins from
-    pictures that are soft instead of from noise.
+    Weights go over between DCGANs of one side, and to one of twice the side, whose new octave is then taught to draw
+    the model's pictures enlarged. Any other generator is taught so as a whole, for `imitation_kimg` of the recipe.
+    Training begins from pictures that are soft instead of from noise.
 
     Args:
-        generator: `ConvGenerator` without classes, just made.
+        generator: z [N, latent_dim] to images [N, C, size, size] in [-1, 1], just made. A method `plain`, of the same
+            shapes, is what is taught where it has one: without the random parts of training.
         family: the run's.
         recipe: the run's. For twice the side: half of the exported one's `generator_width`, so that layers fit.
-        folder: `models/<name>/<version>`.
-        steps: of that learning.
+        folder: `models/<name>/<version>`, of a model that draws from latents, without classes.
 
     Returns:
         The names of the tensors that the exported model does not have, and the images that it had seen.
 
     Raises:
-        CheckpointError: the folder is no such model, or nothing of it fits.
+        CheckpointError: the folder is no such model, or does not fit.
     """
-    manifest = _manifest(folder, family)
-    if not isinstance(generator, ConvGenerator) or recipe.classes:
-        raise CheckpointError(f"{folder}: only generators of convolutions without classes can be begun from a model")
-    file = folder / manifest["graphs"]["generator"]["file"]
-    weights = _initializers(file)
+    manifest = _manifest(folder, recipe)
+    teacher = folder / manifest["graphs"]["generator"]["file"]
+    own = dict(generator.state_dict())
+    if isinstance(generator, ConvGenerator) and manifest["family"] == family:
+        fresh = _take_over(generator, recipe, _initializers(teacher), folder)
+        kimg, rate = GROWN_KIMG, GROWN_RATE
+    else:
+        fresh, kimg, rate = list(own), recipe.imitation_kimg, recipe.learning_rate
+    learning = [tensor for name, tensor in generator.named_parameters() if name in set(fresh)]
+    if learning and kimg:
+        _imitate(generator, learning, recipe, teacher, int(kimg * 1000 / BATCH), rate, say)
+    return fresh, int(manifest["provenance"]["images_seen"])
+
+
+def _take_over(generator: ConvGenerator, recipe: Recipe, weights: dict[str, Tensor], folder: Path) -> list[str]:
+    """Give it the weights that fit; the names of the tensors that are new.
+
+    Raises:
+        CheckpointError: the first layer does not fit.
+    """
     own = generator.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if "dense.weight" not in fitting:
         here, there = (list(one["dense.weight"].shape) if "dense.weight" in one else None for one in (own, weights))
         raise CheckpointError(
-            f"{folder}: its first layer is {there}, that of this recipe {here}: set latent_dim, size and"
-            " generator_width to the model's, or for twice its size generator_width to half of its"
+            f"{folder}: its first layer is {there}, that of this recipe {here}: set size and generator_width to the"
+            " model's, or for twice its size generator_width to half of its"
         )
     generator.load_state_dict(fitting, strict=False)
-    torch.manual_seed(seed)
     undone = _undo_norms(generator, weights, fitting, recipe)
     generator.load_state_dict(fitting, strict=False)  # the statistics that the passes above have moved
-    fresh = [name for name in own if name not in fitting and name.rpartition(".")[0] not in undone]
-    if [name for name in fresh if name in dict(generator.named_parameters())]:
-        _imitate(generator, set(fresh), recipe, file, steps, say)
-    return fresh, int(manifest["provenance"]["images_seen"])
+    return [name for name in own if name not in fitting and name.rpartition(".")[0] not in undone]
 
 
-def _manifest(folder: Path, family: str) -> dict[str, Any]:
+def _manifest(folder: Path, recipe: Recipe) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no exported model ({error})") from error
-    if manifest["family"] != family:
-        raise CheckpointError(f"{folder}: a model of family {manifest['family']!r}, not {family!r}")
-    found: dict[str, Any] = manifest
-    return found
+    told = manifest.get("generate") or {}
+    if "generator" not in manifest["graphs"] or told.get("labels") or recipe.classes:
+        raise CheckpointError(f"{folder}: only models that draw from latents alone, by one graph, can be begun from")
+    if told["latent_dim"] != recipe.latent_dim:
+        raise CheckpointError(f"{folder}: latent_dim is {told['latent_dim']}, that of this recipe {recipe.latent_dim}")
+    return manifest
 
 
 def _initializers(file: Path) -> dict[str, Tensor]:
@@ -132,23 +153,35 @@ def _passing(norm: nn.BatchNorm2d, bias: Tensor) -> Callable[[nn.Module, tuple[T
 
 
 def _imitate(
-    generator: ConvGenerator, fresh: set[str], recipe: Recipe, file: Path, steps: int, say: Callable[[str], None]
-) -> None:
-    """Teach the new tensors, and only them, what the exported graph draws, enlarged to the recipe's side."""
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    learning = [tensor for name, tensor in generator.named_parameters() if name in fresh]
-    optimiser = torch.optim.Adam(learning, lr=_RATE)
+    generator: nn.Module, learning: list[nn.Parameter], recipe: Recipe, teacher: Path, steps: int, rate: float,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Teach these parameters, and only them, what the exported graph draws, enlarged to the recipe's side."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(teacher, options, providers=["CPUExecutionProvider"])
+    optimiser = torch.optim.Adam(learning, lr=rate, betas=(0.5, 0.99))
+    draw = getattr(generator, "plain", generator)
     generator.train().requires_grad_(False)
     for tensor in learning:
         tensor.requires_grad_(True)
+    differences: list[float] = []
     for step in range(1, steps + 1):
-        z = torch.randn(IMITATION_BATCH, recipe.latent_dim)
+        scale = min(1.0, step / 100, 2 * (1 - step / (steps + 1)) + 0.02)  # up, on, and down over the second half
+        for group in optimiser.param_groups:
+            group["lr"] = rate * scale
+        z = torch.randn(BATCH, recipe.latent_dim)
         drawn = from_pixels(torch.from_numpy(np.asarray(session.run(None, {"z": z.numpy()})[0])))
         target = F.interpolate(drawn, size=(recipe.size, recipe.size), mode="bilinear", align_corners=False)
-        loss = F.l1_loss(generator(z), target)
+        images = draw(z)
+        difference = F.l1_loss(images, target)
+        loss = difference + F.l1_loss(F.avg_pool2d(images, POOLED), F.avg_pool2d(target, POOLED))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if step % 100 == 0 or step == steps:
-            say(f"imitating {file.parent}: step {step} of {steps}, mean absolute difference {loss.item() * 127.5:.1f}")
+        differences.append(difference.item() * 127.5)
+        if step % SAID == 0 or step == steps:
+            mean = sum(differences) / len(differences)
+            say(f"imitating {teacher.parent}: {step * BATCH / 1000:.0f} kimg, mean absolute difference {mean:.1f}")
+            differences.clear()
     generator.requires_grad_(True)

@@ -76,6 +76,8 @@ class Recipe:
     """Clamp D's weights to +-clip after each of its steps (the first WGAN); 0 is off."""
     discriminator_steps: int = 1
     """D's steps to one of G. Wasserstein critics want more."""
+    imitation_kimg: float = 100.0
+    """Of a run that begins from an exported model whose weights do not fit: how long it is imitated; 0: not at all."""
     head_start_kimg: float = 0.0
     """D learns alone for so long: a generator that begins trained would be spoilt by one that has seen nothing."""
     label_smoothing: float = 0.0

@@ -36,6 +36,7 @@ def exported(tmp_path_factory):
     (folder / "generator.onnx").write_bytes(to_onnx(spec.graphs["generator"]))
     manifest = {
         "family": "dcgan", "graphs": {"generator": {"file": "generator.onnx"}}, "provenance": {"images_seen": 777},
+        "generate": {"latent_dim": 8, "labels": None},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     z = torch.from_numpy(latents_from_seeds(range(16), 8))
@@ -70,7 +71,7 @@ def test_it_learns_on_from_there(exported):
     assert apart[0] < apart[1] / 3, apart
 
 
-def test_twice_the_side_begins_with_the_same_pictures(exported):
+def test_twice_the_side_begins_with_the_same_pictures(exported, monkeypatch):
     folder, z, drawn = exported
     recipe = RECIPE.replaced(size=32, generator_width=4)
     target, other = (
@@ -78,28 +79,49 @@ def test_twice_the_side_begins_with_the_same_pictures(exported):
         for one in (drawn, drawn.roll(1, 0))
     )
     apart = {}
-    for steps in (1, 100):
+    for kimg in (0.016, 3.2):
         generator, said = fresh(recipe), []
-        new, _ = adopt(generator, "dcgan", recipe, folder, steps=steps, say=said.append)
+        monkeypatch.setattr("training.exported.GROWN_KIMG", kimg)
+        new, _ = adopt(generator, "dcgan", recipe, folder, say=said.append)
         assert {name.split(".")[0] for name in new} == {"ups", "norms", "refines", "to_image"} and said
         with torch.no_grad():
             again = generator.train()(z)
-        apart[steps] = [(again - one).abs().mean().item() for one in (target, other)]
+        apart[kimg] = [(again - one).abs().mean().item() for one in (target, other)]
         assert all(parameter.requires_grad for parameter in generator.parameters())
-    assert apart[100][0] < apart[1][0] / 1.5 and apart[100][0] < apart[100][1] / 1.2, apart
+    assert apart[3.2][0] < apart[0.016][0] / 1.5 and apart[3.2][0] < apart[3.2][1] / 1.2, apart
+
+
+def test_another_family_imitates(exported):
+    folder, z, drawn = exported
+    recipe = (
+        FAMILIES["stylegan"]
+        .recipes["modern"]
+        .replaced(size=32, channels=3, latent_dim=8, generator_width=8, palette=16, precision="fp32")
+    )
+    target = F.interpolate(from_pixels(drawn), scale_factor=2.0, mode="bilinear", align_corners=False)
+    apart = {}
+    for kimg in (0.016, 3.2):
+        torch.manual_seed(2)
+        generator = FAMILIES["stylegan"].nets(recipe)["generator"]
+        new, seen = adopt(generator, "stylegan", recipe.replaced(imitation_kimg=kimg), folder)
+        assert set(new) == set(generator.state_dict()) and seen == 777
+        with torch.no_grad():
+            apart[kimg] = (generator.plain(z) - target).abs().mean().item()
+    assert apart[3.2] < apart[0.016] / 1.5, apart
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "said"),
+    ("changes", "said"),
     [
-        ("gan", {}, "of family 'dcgan', not 'gan'"),
-        ("dcgan", {"generator_width": 6, "latent_dim": 7}, r"\[512, 8\], that of this recipe \[384, 7\]"),
+        ({"generator_width": 6}, r"first layer is \[512, 8\], that of this recipe \[384, 8\]"),
+        ({"latent_dim": 7}, "latent_dim is 8, that of this recipe 7"),
+        ({"classes": 3}, "from latents alone"),
     ],
 )
-def test_what_does_not_fit_is_refused(exported, family, changes, said):
+def test_what_does_not_fit_is_refused(exported, changes, said):
     recipe = RECIPE.replaced(**changes)
     with pytest.raises(CheckpointError, match=said):
-        adopt(fresh(recipe), family, recipe, exported[0])
+        adopt(fresh(recipe), "dcgan", recipe, exported[0])
 
 
 def test_no_model_is_refused_by_name(tmp_path):

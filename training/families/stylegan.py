@@ -246,6 +246,11 @@ class Generator(nn.Module):
         images: Tensor = self.synthesis(self.styles(z))
         return images
 
+    def plain(self, z: Tensor) -> Tensor:
+        """See the class; in training mode, too, all layers of an image are styled by its own z."""
+        images: Tensor = self.synthesis(self.mapping(z)[:, None].expand(-1, self.style_layers, -1))
+        return images
+
     def styles(self, z: Tensor) -> Tensor:
         """w for each layer, [N, layers, D]: in training mode mixed, and w's mean is tracked."""
         w = self.mapping(z)
