@@ -159,21 +159,36 @@ async def measure(models: Path, stages: tuple[Path, Path], swapper: Swapper, set
     # Heaps grow to what two versions in all their threads take, and what is freed is used again.
     await turn(max(10, settings.swaps // 2), Seen())
     swapper.took_s.clear()
-    calm, during, memory, lasted_s, cpu_s = Seen(), Seen(), [before], 0.0, 0.0
+    calm, during, memory, lasted_s, cpu_s = [], [], [before], 0.0, 0.0
     for _ in range(TURNS):
+        calm.append(Seen())
+        during.append(Seen())
         cpu_s -= (await client.scrape())["process_cpu_seconds_total"]
-        seconds, least = await turn(max(1, settings.swaps // TURNS), during)
+        seconds, least = await turn(max(1, settings.swaps // TURNS), during[-1])
         cpu_s += (await client.scrape())["process_cpu_seconds_total"]
         memory.append(least)
         lasted_s += seconds
-        await load(client, rate, seconds, known, calm)
+        await load(client, rate, seconds, known, calm[-1])
     report(found, swapper, calm, during, memory, lasted_s)
     found.add("cores of the server meanwhile", cpu_s / lasted_s, ".2f")
     client.close()
 
 
-def report(found: Found, swapper: Swapper, calm: Seen, during: Seen, memory: list[float], lasted_s: float) -> None:
+def pooled(turns: list[Seen]) -> Seen:
+    """What all of them saw."""
+    whole = Seen()
+    for seen in turns:
+        whole.latencies_s += seen.latencies_s
+        whole.ends += seen.ends
+        whole.versions |= seen.versions
+    return whole
+
+
+def report(
+    found: Found, swapper: Swapper, calms: list[Seen], durings: list[Seen], memory: list[float], lasted_s: float
+) -> None:
     """The table's rows."""
+    calm, during = pooled(calms), pooled(durings)
     found.add("swaps", f"{len(swapper.took_s)} in {lasted_s:.1f} s")
     found.add("swaps that failed", float(len(swapper.failed)), ".0f", most=0)
     found.add(
@@ -190,6 +205,11 @@ def report(found: Found, swapper: Swapper, calm: Seen, during: Seen, memory: lis
         found.add(f"p{share} without and with swaps", f"{without:.2f} and {within:.2f} ms")
         if share == 99:
             found.add("p99 with swaps / without", within / without, ".2f", most=2)
+            each = (
+                f"{percentile(one.latencies_s, 99):.0f} and {percentile(other.latencies_s, 99):.0f}"
+                for one, other in zip(calms, durings, strict=True)
+            )
+            found.add("p99 of each turn, without and with swaps", ", ".join(each) + " ms")
     told = ", ".join(f"{held:.0f}" for held in memory)
     found.add("memory before any swap, and the least in each tenth of them", f"{told} MiB")
     found.add("memory, growth from first three tenths to last", growth(memory[1:]), ".1f", most=5, unit=" %")
