@@ -31,6 +31,12 @@ LAG_PERIOD_S = 0.05
 LOOKED_EVERY = 5
 """So many of these go by between two looks at how busy the replica is."""
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+UNKNOWN = "other"
+"""The model of requests that named none that is loaded."""
+GONE_S = 900.0
+"""A version that was unloaded keeps its series for so long: what looks at a quarter of an hour sees all of it."""
+GONE_KEPT = 16
+"""And so many such versions at most: a scrape's size must not grow with every version that ever served."""
 
 
 class Observed(Protocol):
@@ -64,9 +70,10 @@ class Histogram:
 class _Served:
     """What was done for one model and task: requests by status, images, stages by name."""
 
-    __slots__ = ("coalesced", "images", "labels", "stages", "statuses")
+    __slots__ = ("coalesced", "gone_s", "images", "labels", "stages", "statuses")
 
     def __init__(self, model: str, task: str) -> None:
+        self.gone_s: float | None = None  # since when its model is no longer there
         self.labels = {"model": model, "task": task}
         self.statuses: dict[int, int] = {}
         self.images = 0
@@ -114,8 +121,9 @@ class Metrics:
         """The scrape's body and content type."""
         page = Page(openmetrics=as_openmetrics)
         memory = self._engine.memory()
-        self._write_requests(page)
         stats = self._engine.stats()
+        self._forget_gone({*stats, *self._engine.asleep}, time.monotonic())
+        self._write_requests(page)
         _write_models(page, stats)
         page.family("ganymede_replicas_wanted", "gauge", "Replicas that the load of this one wants; add up over all.")
         page.sample(self._wanted(stats))
@@ -139,7 +147,23 @@ class Metrics:
                 due = loop.time() + LAG_PERIOD_S
                 await asyncio.sleep(LAG_PERIOD_S)
                 self._lag.observe(max(0.0, loop.time() - due))
-            self._demand.look(time.monotonic(), time.thread_time(), self._engine.stats())
+            stats = self._engine.stats()
+            self._demand.look(time.monotonic(), time.thread_time(), stats)
+            self._forget_gone({*stats, *self._engine.asleep}, time.monotonic())
+
+    def _forget_gone(self, present: set[str], now_s: float) -> None:
+        """Drop the series of versions that are gone for long, or of the longest gone where there are many."""
+        gone: dict[str, float] = {}
+        for (model, _), served in self._served.items():
+            if model in present or model == UNKNOWN:
+                served.gone_s = None
+                continue
+            if served.gone_s is None:
+                served.gone_s = now_s
+            gone[model] = served.gone_s
+        stay = {model for model in sorted(gone, key=gone.__getitem__)[-GONE_KEPT:] if now_s - gone[model] <= GONE_S}
+        if len(stay) < len(gone):
+            self._served = {key: one for key, one in self._served.items() if key[0] not in gone or key[0] in stay}
 
     def _write_requests(self, page: Page) -> None:
         every = list(self._served.values())

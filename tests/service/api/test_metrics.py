@@ -2,7 +2,7 @@
 
 import asyncio
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from apiclient import client_of
@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
 from service.engine.memory import DeviceMemory, MemoryStats
+from service.metrics import Metrics
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -171,3 +172,46 @@ async def test_promtool_has_nothing_to_say_of_a_loaded_server(tiny_models):
 def checked_by_promtool(text: str) -> tuple[int, str]:
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
+
+
+@dataclass
+class Finished:
+    """What a request tells."""
+
+    model: str
+    task: str = "generate"
+    status: int = 200
+    images: int = 1
+    stages: dict[str, float] = field(default_factory=lambda: {"run": 0.01})
+    rejected: str | None = None
+    coalesced: bool = False
+
+
+def models_told(metrics: Metrics) -> set[str]:
+    text = metrics.expose(as_openmetrics=False)[0].decode()
+    return {s.labels["model"] for f in text_families(text) if f.name == "ganymede_images" for s in f.samples}
+
+
+async def test_versions_that_are_gone_leave_the_page_after_a_while(engine, monkeypatch):
+    """What is loaded or asleep stays, however old; of the others the last sixteen, for a quarter of an hour."""
+    metrics, now_s = Metrics(engine, {}), [1000.0]
+    monkeypatch.setattr("service.metrics.time.monotonic", lambda: now_s[0])
+    engine.asleep = ["sleeper@1"]
+    for model in ("faces@1", "sleeper@1", "other"):
+        metrics.observe(Finished(model))
+    sizes = []
+    for version in range(1, 41):
+        metrics.observe(Finished(f"swapped@{version}"))
+        metrics.observe(Finished(f"swapped@{version}", task="interpolate"))
+        now_s[0] += 1
+        sizes.append(len(metrics.expose(as_openmetrics=False)[0]))
+    stay = {"faces@1", "sleeper@1", "other"}
+    assert models_told(metrics) == stay | {f"swapped@{version}" for version in range(25, 41)}
+    assert sizes[5] < sizes[15] and max(sizes[16:]) - min(sizes[16:]) < 1000, sizes
+    now_s[0] += 880
+    assert models_told(metrics) == stay | {f"swapped@{version}" for version in range(25, 41)}
+    now_s[0] += 10
+    metrics.observe(Finished("swapped@40"))  # asked for before it went, answered after
+    assert models_told(metrics) == stay | {f"swapped@{version}" for version in range(30, 41)}
+    now_s[0] += 900
+    assert models_told(metrics) == stay
