@@ -111,19 +111,6 @@ def deflate_version() -> str:
 
 
 def text_chunk(keyword: str, text: str) -> Chunk:
-    """An uncompressed text chunk: tEXt where Latin-1 can hold the text, else iTXt.
-
-    Raises:
-        ValueError: the keyword is not 1 to 79 printable Latin-1 characters, or the text holds a null.
-    """
-    if not 1 <= len(keyword) <= 79 or not keyword.isprintable() or "\0" in text:
-        raise ValueError(f"not a PNG keyword or text: {keyword[:80]!r}")
-    if text.isascii():
-        return chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("ascii"))
-    return international_chunk(keyword, text)
-
-
-def international_chunk(keyword: str, text: str) -> Chunk:
     """An uncompressed iTXt chunk, as XMP requires."""
     return chunk(b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode("utf-8"))
 

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
-from service.imaging.png import Chunk, chunk, international_chunk
+from service.imaging.png import Chunk, chunk, text_chunk
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
@@ -23,7 +23,7 @@ XMP = (
 
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _text = json.encoder.encode_basestring_ascii
-_XMP_CHUNK = international_chunk("XML:com.adobe.xmp", XMP)
+_XMP_CHUNK = text_chunk("XML:com.adobe.xmp", XMP)
 _KEYWORD = b"ganymede\0"
 _SOFTWARE_TAG, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286
 
