@@ -44,7 +44,7 @@ def render(
         f"{data['test']:,} held out.",
         f"- **Training**: {images_seen / 1000:,.0f} kimg, {seconds / 60:.0f} minutes of {_clock(facts)} time on "
         f"{machine}, seed {facts['seed']}, torch {facts['torch']}, "
-        f"source {facts['commit']}.",
+        f"source {facts['commit']}{_begun(facts)}.",
         f"- **License of the data**: {data['license']}; {terms}.",
         "",
         "## Evaluation",
@@ -56,6 +56,11 @@ def render(
         lines += ["", "## Departures from the paper", ""]
         lines += [f"- {what}: {why}" for what, why in recipe.notes.items()]
     return "\n".join(lines) + "\n"
+
+
+def _begun(facts: Mapping[str, Any]) -> str:
+    model = (facts.get("started_from") or {}).get("model")
+    return f"; begun from `{model}`" if model else ""
 
 
 def _clock(facts: Mapping[str, Any]) -> str:

@@ -53,7 +53,8 @@ def adopt(
         folder: `models/<name>/<version>`, of a model that draws from latents, without classes.
 
     Returns:
-        The names of the tensors that the exported model does not have, and the images that it had seen.
+        The names of the tensors that the exported model does not have, and the images that its weights, where they
+        are taken over, had seen.
 
     Raises:
         CheckpointError: the folder is no such model, or does not fit.
@@ -62,14 +63,17 @@ def adopt(
     teacher = folder / manifest["graphs"]["generator"]["file"]
     own = dict(generator.state_dict())
     if isinstance(generator, ConvGenerator) and manifest["family"] == family:
-        fresh = _take_over(generator, recipe, _initializers(teacher), folder)
+        fresh, seen = (
+            _take_over(generator, recipe, _initializers(teacher), folder),
+            manifest["provenance"]["images_seen"],
+        )
         kimg, rate = GROWN_KIMG, GROWN_RATE
     else:
-        fresh, kimg, rate = list(own), recipe.imitation_kimg, recipe.learning_rate
+        fresh, seen, kimg, rate = list(own), 0, recipe.imitation_kimg, recipe.learning_rate
     learning = [tensor for name, tensor in generator.named_parameters() if name in set(fresh)]
     if learning and kimg:
         _imitate(generator, learning, recipe, teacher, int(kimg * 1000 / BATCH), rate, say)
-    return fresh, int(manifest["provenance"]["images_seen"])
+    return fresh, int(seen)
 
 
 def _take_over(generator: ConvGenerator, recipe: Recipe, weights: dict[str, Tensor], folder: Path) -> list[str]:

@@ -49,6 +49,11 @@ def test_another_device_is_named():
     assert "wall-clock time on cuda, seed" in text and "CPU thread" not in text
 
 
+def test_what_it_began_from_is_named():
+    assert "; begun from `faces-32@5`." in rendered(started_from={"images": 0, "seconds": 1.0, "model": "faces-32@5"})
+    assert "begun from" not in rendered(started_from={"images": 5, "seconds": 1.0}) + rendered(started_from=None)
+
+
 def test_drawn_faces_are_called_drawings():
     data = {**facts_of(shrunk("cgan"), "cgan")["data"], "name": "faces"}
     assert "not photographs of people" in rendered(data=data) and "photographs" not in rendered()

@@ -104,7 +104,7 @@ def test_another_family_imitates(exported):
         torch.manual_seed(2)
         generator = FAMILIES["stylegan"].nets(recipe)["generator"]
         new, seen = adopt(generator, "stylegan", recipe.replaced(imitation_kimg=kimg), folder)
-        assert set(new) == set(generator.state_dict()) and seen == 777
+        assert set(new) == set(generator.state_dict()) and seen == 0
         with torch.no_grad():
             apart[kimg] = (generator.plain(z) - target).abs().mean().item()
     assert apart[3.2] < apart[0.016] / 1.5, apart
