@@ -160,11 +160,11 @@ async def measure(models: Path, stages: tuple[Path, Path], swapper: Swapper, set
     await turn(max(10, settings.swaps // 2), Seen())
     swapper.took_s.clear()
     calm, during, memory, lasted_s, cpu_s = [], [], [before], 0.0, 0.0
-    for _ in range(TURNS):
+    for number in range(TURNS):
         calm.append(Seen())
         during.append(Seen())
         cpu_s -= (await client.scrape())["process_cpu_seconds_total"]
-        seconds, least = await turn(max(1, settings.swaps // TURNS), during[-1])
+        seconds, least = await turn(share_of(settings.swaps, number), during[-1])
         cpu_s += (await client.scrape())["process_cpu_seconds_total"]
         memory.append(least)
         lasted_s += seconds
@@ -172,6 +172,11 @@ async def measure(models: Path, stages: tuple[Path, Path], swapper: Swapper, set
     report(found, swapper, calm, during, memory, lasted_s)
     found.add("cores of the server meanwhile", cpu_s / lasted_s, ".2f")
     client.close()
+
+
+def share_of(swaps: int, number: int) -> int:
+    """Swaps of a turn: together all, and of two turns much the same."""
+    return swaps * (number + 1) // TURNS - swaps * number // TURNS
 
 
 def pooled(turns: list[Seen]) -> Seen:
@@ -223,7 +228,7 @@ def growth(memory: list[float]) -> float:
 def main() -> None:
     """Measure and print; `--append` also writes."""
     parser = argparse.ArgumentParser(description="A model swapped again and again under load.")
-    parser.add_argument("--swaps", type=int, default=200)
+    parser.add_argument("--swaps", type=int, default=200, help=f"at least {TURNS}")
     parser.add_argument(
         "--every-s", type=float, default=0.25, help="seconds from one swap's begin to the next, at least"
     )
@@ -231,6 +236,8 @@ def main() -> None:
     parser.add_argument("--cpu-ms", type=float, default=5.0, help="CPU-ms of one image, at least")
     parser.add_argument("--append", type=Path, help="a Markdown file to append the table to")
     arguments = parser.parse_args()
+    if arguments.swaps < TURNS:
+        parser.error(f"--swaps: is {arguments.swaps}, must be at least {TURNS}, one for each turn")
     found = Found()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

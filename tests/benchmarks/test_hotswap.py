@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hotswap import Seen, growth, judged
+from benchmarks.hotswap import TURNS, Seen, growth, judged, pooled, share_of
 from benchmarks.overload import Reply
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,18 @@ def test_an_answer_is_judged_by_the_version_that_it_names():
     judged(Reply(404, 0.1, None, b"", b"HTTP/1.1 404\r\n\r\n"), 7, known, seen)
     assert seen.ends == Counter({"right": 2, "another version's picture": 1, "404": 1})
     assert seen.versions == {2, 3, 4} and len(seen.latencies_s) == 3
+
+
+@pytest.mark.parametrize("swaps", [10, 15, 200, 207])
+def test_turns_share_all_swaps(swaps):
+    shares = [share_of(swaps, number) for number in range(TURNS)]
+    assert sum(shares) == swaps and max(shares) - min(shares) <= 1
+
+
+def test_turns_are_pooled():
+    one, other = Seen([0.1, 0.2], Counter({"right": 2}), {1}), Seen([0.3], Counter({"right": 1, "503": 1}), {1, 2})
+    assert pooled([one, other]) == Seen([0.1, 0.2, 0.3], Counter({"right": 3, "503": 1}), {1, 2})
+    assert one.latencies_s == [0.1, 0.2]
 
 
 def test_growth_is_that_of_the_level_and_not_of_one_sample():
