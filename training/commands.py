@@ -205,7 +205,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start-from",
         metavar="RUN",
-        help="begin with another run's weights where they fit, or with an exported model's (dcgan)",
+        help="begin with another run's weights where they fit, or from an exported model",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     return parser

@@ -49,9 +49,11 @@ class PassEncoder(nn.Module):
 
     def __init__(self, recipe: Recipe, layers: int) -> None:
         super().__init__()
+        # ONNX Runtime's WebGPU provider (1.27) gets convolutions wrong whose input channels are no multiple of four.
+        self.empty = -2 * recipe.channels % 4
         twice = replace(
-            recipe, channels=2 * recipe.channels, minibatch_stddev=False, discriminator_norm="none", classes=0,
-            class_weight=0.0, dropout=0.0,
+            recipe, channels=2 * recipe.channels + self.empty, minibatch_stddev=False, discriminator_norm="none",
+            classes=0, class_weight=0.0, dropout=0.0,
         )  # fmt: skip
         judge = ConvDiscriminator(twice)
         self.body = nn.Sequential(judge.body, judge.join, nn.Flatten())
@@ -63,7 +65,8 @@ class PassEncoder(nn.Module):
 
     def forward(self, images: Tensor, drawn: Tensor, styles: Tensor) -> Tensor:
         """See the class."""
-        step: Tensor = self.head(self.body(torch.cat([images, drawn], dim=1))).unflatten(1, (self.layers, -1))
+        both = F.pad(torch.cat([images, drawn], dim=1), (0, 0, 0, 0, 0, self.empty))
+        step: Tensor = self.head(self.body(both)).unflatten(1, (self.layers, -1))
         return styles + self.spread * step
 
 

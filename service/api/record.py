@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from service.metrics import Metrics
+from service.metrics import UNKNOWN, Metrics
 
 if TYPE_CHECKING:
     from service.engine.engine import Timings
@@ -34,7 +34,7 @@ class Record:
     span_id: str
     trace_flags: str
     started: float = field(default_factory=perf_counter)
-    model: str = "other"
+    model: str = UNKNOWN
     task: str = "other"
     status: int = 0
     images: int = 0

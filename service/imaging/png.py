@@ -3,8 +3,9 @@
 PNG encoding is the largest cost of an image server. Each row takes the better of the two cheapest filters, Sub and Up,
 by the specification's own rule of thumb (the smallest sum of absolute differences), or the picture takes one of them,
 where that is nearly as good; a picture whose bytes lie near zero as they are, as drawings on black or white do, takes
-none. With a fast deflate that comes within a few percent of the
-size of all five filters with a slow one. Specification: W3C PNG, third edition.
+none. With a fast deflate that comes within a few percent of the size of all five filters with a slow one.
+
+Specification: W3C PNG, third edition.
 """
 
 import struct
@@ -133,7 +134,7 @@ def _filtered(flat: Image, channels: int) -> Image:
     if best == _NONE:
         out[:, 0] = _NONE
         out[:, 1:] = flat
-    elif by_rows and flat.size > ONE_FILTER_BYTES:
+    elif by_rows:
         rows = max(8, BAND_BYTES // row_bytes)
         for top in range(0, height, rows):
             filter_band(flat, channels, top, min(height, top + rows), out)
@@ -157,7 +158,7 @@ def _best(flat: Image, channels: int) -> tuple[int, bool]:
         return (_NONE if 2 * np.count_nonzero(flat) < flat.size else _UP), False
     step = len(flat) // SAMPLED_ROWS
     if not step:
-        return _UP, True
+        return _UP, flat.size > ONE_FILTER_BYTES
     rows = flat[step::step, channels:]
     tried = np.empty((3, *rows.shape), np.uint8)  # in the order of the filters' numbers
     tried[_NONE] = rows
@@ -166,6 +167,8 @@ def _best(flat: Image, channels: int) -> tuple[int, bool]:
     distances = np.add.reduce(_distances(tried).view(np.uint8), axis=2, dtype=np.uint32)
     whole = distances.sum(axis=1)
     best = int(whole.argmin())
+    if flat.size <= ONE_FILTER_BYTES:
+        return best, False
     return best, bool(distances[_SUB:].min(axis=0).sum() < (1 - ROWS_GAIN) * whole[best])
 
 
