@@ -17,7 +17,7 @@ JOBS ?= 2
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-ray bench-hotswap bench-fairness bench-styles train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
+.PHONY: help serve test fuzz check audit format bench bench-race bench-bound bench-overload bench-gpu bench-failover bench-scaling bench-ray bench-hotswap bench-fairness bench-styles bench-translation train export docker test-docker test-promtool gpu-env test-gpu test-ray clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,9 @@ bench-overload: $(VENV)/.dev ## three times the load that a server can bear, and
 
 bench-hotswap: $(VENV)/.dev ## swap a model again and again under load [SWAPS=200]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/hotswap.py --swaps $(or $(SWAPS),200) --append benchmarks/RESULTS.md
+
+bench-translation: $(VENV)/.dev ## our Pix2Pix and CycleGAN beside the authors' code, in PEER=a checkout of it [MINUTES=6]
+	for job in pix2pix cycle_gan; do PYTHONPATH=. $(BIN)/python benchmarks/translation.py $$job --peer $(PEER) --minutes $(or $(MINUTES),6) --append benchmarks/RESULTS.md; done
 
 bench-fairness: $(VENV)/.dev ## one client at ten times its share, and what the others feel [SECONDS=10]; stop everything else first
 	PYTHONPATH=. $(BIN)/python benchmarks/fairness.py --seconds $(or $(SECONDS),10) --append benchmarks/RESULTS.md

@@ -110,27 +110,36 @@ def read_attributes(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 
 
 class Drawer:
-    """An exported generator: latents [N, D] (w where it has styles, else z) to images, with the noise of seed 0."""
+    """An exported generator: latents [N, D] (w where it has styles, else z) to images, with the noise of seed 0.
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    Args:
+        folder: of the model; manifest: its.
+        threads: of each run; 0: one for each core.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
         spec = manifest.generate
         if spec is None:
             raise AttributesError(f"{manifest.ref} does not generate")
-        self._spec = spec
+        self.name, self._spec = manifest.ref, spec
         draws = [graph for graph in manifest.graphs.values() if _drawn(graph) == {"image"}]
         rank = 2 if spec.style_layers is None else 3
         draws = [graph for graph in draws if _latent_rank(graph) == rank]
         if len(draws) != 1:
             raise AttributesError(f"{manifest.ref}: {len(draws)} of its graphs draw from a latent, must be one")
-        self._draw = _Session(folder, draws[0], spec.latent_dim)
+        self._draw = _Session(folder, draws[0], spec.latent_dim, threads)
         maps = [graph for graph in manifest.graphs.values() if _drawn(graph) == {"latent"}]
         maps = [graph for graph in maps if _latent_rank(graph) == 2]
-        self._map = _Session(folder, maps[0], spec.latent_dim) if spec.style_layers else None
+        self._map = _Session(folder, maps[0], spec.latent_dim, threads) if spec.style_layers else None
 
     def latents(self, seeds: Sequence[int]) -> FLOATS:
         """What the seeds mean where directions are: [N, D]."""
         z = latents_from_seeds(seeds, self._spec.latent_dim)
         return z if self._map is None else self._map(latent=z, label=self._labels(seeds))
+
+    def mapped(self, z: FLOATS) -> FLOATS:
+        """The latents that a model without classes draws from: z [N, D] itself, or its w."""
+        return z if self._map is None else self._map(latent=z)
 
     def __call__(self, latents: FLOATS, seeds: Sequence[int]) -> NDArray[np.uint8]:
         """Images uint8 [N, H, W, C]; the classes, where there are any, are those of the seeds."""
@@ -144,9 +153,11 @@ class Drawer:
 
 
 class _Session:
-    def __init__(self, folder: Path, graph: GraphSpec, latent_dim: int) -> None:
+    def __init__(self, folder: Path, graph: GraphSpec, latent_dim: int, threads: int) -> None:
         self._graph, self._latent_dim = graph, latent_dim
-        self._session = onnxruntime.InferenceSession(folder / graph.file, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(folder / graph.file, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, **values: NDArray[Any] | None) -> Any:
         rows = len(values["latent"])  # type: ignore[arg-type]

@@ -7,19 +7,19 @@ Imitation is distillation of one generator into another (Hinton, Vinyals and Dea
 the same latent, the same picture, by the mean absolute difference. What it leaves soft, the discriminator sharpens.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from service.errors import PackageError
+from service.manifest import Manifest
+from service.package import read_package
+from training.attributes import Drawer
 from training.checkpoint import CheckpointError
 from training.layers import ClassBatchNorm, ConvGenerator, from_pixels
 from training.recipe import Recipe
@@ -41,16 +41,19 @@ def adopt(
 ) -> tuple[list[str], int]:  # fmt: skip
     """Give a fresh generator the weights of an exported model, or teach it to draw the same.
 
-    Weights go over between DCGANs of one side, and to one of twice the side, whose new octave is then taught to draw
-    the model's pictures enlarged. Any other generator is taught so as a whole, for `imitation_kimg` of the recipe.
-    Training begins from pictures that are soft instead of from noise.
+    Between generators that turn images into images, of one family and without batch norm, weights go over by name; the
+    last layer begins anew where the recipe's `output` is another. Between DCGANs, weights go over to one of the same
+    side, and to one of twice the side, whose new octave is then taught to draw the model's pictures enlarged. Any other
+    generator is taught so as a whole, for `imitation_kimg` of the recipe. Training begins from pictures that are soft
+    instead of from noise.
 
     Args:
         generator: z [N, latent_dim] to images [N, C, size, size] in [-1, 1], just made. A method `plain`, of the same
             shapes, is what is taught where it has one: without the random parts of training.
         family: the run's.
         recipe: the run's. For twice the side: half of the exported one's `generator_width`, so that layers fit.
-        folder: `models/<name>/<version>`, of a model that draws from latents, without classes.
+        folder: `models/<name>/<version>`, of a model that draws from latents, without classes, or of one that turns
+            images into images.
 
     Returns:
         The names of the tensors that the exported model does not have, and the images that its weights, where they
@@ -59,21 +62,18 @@ def adopt(
     Raises:
         CheckpointError: the folder is no such model, or does not fit.
     """
-    manifest = _manifest(folder, recipe)
-    teacher = folder / manifest["graphs"]["generator"]["file"]
-    own = dict(generator.state_dict())
-    if isinstance(generator, ConvGenerator) and manifest["family"] == family:
-        fresh, seen = (
-            _take_over(generator, recipe, _initializers(teacher), folder),
-            manifest["provenance"]["images_seen"],
-        )
-        kimg, rate = GROWN_KIMG, GROWN_RATE
-    else:
-        fresh, seen, kimg, rate = list(own), 0, recipe.imitation_kimg, recipe.learning_rate
+    manifest, seen = _manifest(folder, family, recipe), 0
+    if manifest.generate is None:
+        return _continue(generator, recipe, manifest, folder), manifest.provenance.images_seen
+    fresh, kimg, rate = list(generator.state_dict()), recipe.imitation_kimg, recipe.learning_rate
+    if isinstance(generator, ConvGenerator) and manifest.family == family:
+        fresh = _take_over(generator, recipe, _initializers(folder, manifest), folder)
+        seen, kimg, rate = manifest.provenance.images_seen, GROWN_KIMG, GROWN_RATE
     learning = [tensor for name, tensor in generator.named_parameters() if name in set(fresh)]
     if learning and kimg:
-        _imitate(generator, learning, recipe, teacher, int(kimg * 1000 / BATCH), rate, say)
-    return fresh, int(seen)
+        drawer = Drawer(folder, manifest, threads=torch.get_num_threads())
+        _imitate(generator, learning, recipe, drawer, int(kimg * 1000 / BATCH), rate, say)
+    return fresh, seen
 
 
 def _take_over(generator: ConvGenerator, recipe: Recipe, weights: dict[str, Tensor], folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ def _take_over(generator: ConvGenerator, recipe: Recipe, weights: dict[str, Tens
     own = generator.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if "dense.weight" not in fitting:
-        here, there = (list(one["dense.weight"].shape) if "dense.weight" in one else None for one in (own, weights))
+        here, there = (_shape(one, "dense.weight") for one in (own, weights))
         raise CheckpointError(
             f"{folder}: its first layer is {there}, that of this recipe {here}: set size and generator_width to the"
             " model's, or for twice its size generator_width to half of its"
@@ -96,22 +96,56 @@ def _take_over(generator: ConvGenerator, recipe: Recipe, weights: dict[str, Tens
     return [name for name in own if name not in fitting and name.rpartition(".")[0] not in undone]
 
 
-def _manifest(folder: Path, recipe: Recipe) -> dict[str, Any]:
+def _manifest(folder: Path, family: str, recipe: Recipe) -> Manifest:
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        manifest = read_package(folder)
+    except PackageError as error:
         raise CheckpointError(f"{folder}: no exported model ({error})") from error
-    told = manifest.get("generate") or {}
-    if "generator" not in manifest["graphs"] or told.get("labels") or recipe.classes:
-        raise CheckpointError(f"{folder}: only models that draw from latents alone, by one graph, can be begun from")
-    if told["latent_dim"] != recipe.latent_dim:
-        raise CheckpointError(f"{folder}: latent_dim is {told['latent_dim']}, that of this recipe {recipe.latent_dim}")
+    told = manifest.generate
+    if told is None:
+        if manifest.family != family:
+            raise CheckpointError(f"{folder}: a model of family {manifest.family!r}, not {family!r}")
+        return manifest
+    if told.labels or recipe.classes:
+        raise CheckpointError(f"{folder}: only models that draw from latents alone can be begun from")
+    if told.latent_dim != recipe.latent_dim:
+        raise CheckpointError(f"{folder}: latent_dim is {told.latent_dim}, that of this recipe {recipe.latent_dim}")
     return manifest
 
 
-def _initializers(file: Path) -> dict[str, Tensor]:
+def _continue(generator: nn.Module, recipe: Recipe, manifest: Manifest, folder: Path) -> list[str]:
+    """Give a generator from images to images the weights of one like it; the names of the tensors that are new.
+
+    Raises:
+        CheckpointError: nets of other widths, or norms that the export has folded away.
+    """
+    own, weights = dict(generator.named_parameters()), _initializers(folder, manifest)
+    afresh = manifest.provenance.recipe.get("output") != recipe.output
+    fitting = {
+        name: value
+        for name, value in weights.items()
+        if name in own and own[name].shape == value.shape and not (afresh and ".to_image." in f".{name}")
+    }
+    new = [name for name in own if name not in fitting]
+    misfits = [name for name in new if not (afresh and ".to_image." in f".{name}")]
+    if misfits:
+        raise CheckpointError(
+            f"{folder}: {misfits[0]} is {_shape(weights, misfits[0])}, that of this recipe"
+            f" {_shape(own, misfits[0])}: set architecture, generator_width, residual_blocks and scale to the model's"
+        )
+    generator.load_state_dict(fitting, strict=False)
+    return new
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> list[int] | None:
+    return list(tensors[name].shape) if name in tensors else None
+
+
+def _initializers(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The generator's tensors by their names in the nets; biases of folded norms keep the export's name."""
-    graph = onnx.load(file).graph
+    if "generator" not in manifest.graphs:
+        raise CheckpointError(f"{folder}: only weights of one graph, named generator, can be taken over")
+    graph = onnx.load(folder / manifest.graphs["generator"].file).graph
     found = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
     tensors = {name.removeprefix(_PREFIX): value for name, value in found.items() if name.startswith(_PREFIX)}
     for node in graph.node:
@@ -157,13 +191,10 @@ def _passing(norm: nn.BatchNorm2d, bias: Tensor) -> Callable[[nn.Module, tuple[T
 
 
 def _imitate(
-    generator: nn.Module, learning: list[nn.Parameter], recipe: Recipe, teacher: Path, steps: int, rate: float,
+    generator: nn.Module, learning: list[nn.Parameter], recipe: Recipe, teacher: Drawer, steps: int, rate: float,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Teach these parameters, and only them, what the exported graph draws, enlarged to the recipe's side."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(teacher, options, providers=["CPUExecutionProvider"])
+    """Teach these parameters, and only them, what the teacher draws, enlarged to the recipe's side."""
     optimiser = torch.optim.Adam(learning, lr=rate, betas=(0.5, 0.99))
     draw = getattr(generator, "plain", generator)
     generator.train().requires_grad_(False)
@@ -175,7 +206,7 @@ def _imitate(
         for group in optimiser.param_groups:
             group["lr"] = rate * scale
         z = torch.randn(BATCH, recipe.latent_dim)
-        drawn = from_pixels(torch.from_numpy(np.asarray(session.run(None, {"z": z.numpy()})[0])))
+        drawn = from_pixels(torch.from_numpy(teacher(teacher.mapped(z.numpy()), range(BATCH))))
         target = F.interpolate(drawn, size=(recipe.size, recipe.size), mode="bilinear", align_corners=False)
         images = draw(z)
         difference = F.l1_loss(images, target)
@@ -186,6 +217,6 @@ def _imitate(
         differences.append(difference.item() * 127.5)
         if step % SAID == 0 or step == steps:
             mean = sum(differences) / len(differences)
-            say(f"imitating {teacher.parent}: {step * BATCH / 1000:.0f} kimg, mean absolute difference {mean:.1f}")
+            say(f"imitating {teacher.name}: {step * BATCH / 1000:.0f} kimg, mean absolute difference {mean:.1f}")
             differences.clear()
     generator.requires_grad_(True)

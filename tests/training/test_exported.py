@@ -1,14 +1,18 @@
 """Weights back out of an exported model: the same pictures, and at twice the side the same ones softly."""
 
-import json
+import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from service.engine.latents import latents_from_seeds
+from service.manifest import Provenance
+from service.package import GraphDraft, ManifestDraft, write_package
 from training.checkpoint import CheckpointError
-from training.export import to_onnx
+from training.export import OPSET, prove, to_onnx
 from training.exported import adopt
 from training.families import FAMILIES
 from training.layers import from_pixels, latent_to_image, to_pixels
@@ -18,6 +22,26 @@ RECIPE = (
     .recipes["modern"]
     .replaced(size=16, channels=3, latent_dim=8, generator_width=8, max_channels=32, palette=16)
 )
+
+
+def packaged(models, family, spec, recipe):
+    """The folder of a model that has seen 777 images."""
+    graph = spec.graphs["generator"]
+    content = to_onnx(graph)
+    inputs, outputs = prove(graph, content, spec)
+    draft = ManifestDraft(
+        name="shown", family=family, tasks=spec.tasks,
+        graphs={"generator": GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)},
+        generate=spec.generate, translate=spec.translate, upscale=spec.upscale,
+        provenance=Provenance(recipe=recipe.to_json(), dataset="none", images_seen=777, commit="", seed=0),
+        license="Apache-2.0", paper=FAMILIES[family].paper,
+    )  # fmt: skip
+    samples = io.BytesIO()
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(samples, "PNG")
+    golden = {f"generator/{key}": value for key, value in {**inputs, **outputs}.items()}
+    return write_package(
+        models, draft, graphs={"generator": content}, golden=golden, card="A test.\n", samples_png=samples.getvalue()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +55,7 @@ def exported(tmp_path_factory):
         generator(torch.randn(64, 8))
     generator.eval()
     (spec,) = latent_to_image(torch.nn.ModuleDict({"generator": generator}), RECIPE, ())
-    folder = tmp_path_factory.mktemp("models") / "drawn" / "3"
-    folder.mkdir(parents=True)
-    (folder / "generator.onnx").write_bytes(to_onnx(spec.graphs["generator"]))
-    manifest = {
-        "family": "dcgan", "graphs": {"generator": {"file": "generator.onnx"}}, "provenance": {"images_seen": 777},
-        "generate": {"latent_dim": 8, "labels": None},
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    folder = packaged(tmp_path_factory.mktemp("models"), "dcgan", spec, RECIPE)
     z = torch.from_numpy(latents_from_seeds(range(16), 8))
     with torch.no_grad():
         return folder, z, to_pixels(generator(z)).float()
@@ -127,3 +144,58 @@ def test_what_does_not_fit_is_refused(exported, changes, said):
 def test_no_model_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="no exported model"):
         adopt(fresh(RECIPE), "dcgan", RECIPE, tmp_path)
+
+
+PAIRS = {
+    "pix2pix": FAMILIES["pix2pix"].recipes["weather"].replaced(
+        size=16, generator_width=4, max_channels=8, downsamplings=2, residual_blocks=1
+    ),
+    "srgan": FAMILIES["srgan"].recipes["sharp"].replaced(size=16, scale=2, generator_width=4, residual_blocks=1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def translator(request, tmp_path_factory):
+    """A family, its generator with every parameter moved, and the folder that it was exported to."""
+    recipe = PAIRS[request.param]
+    torch.manual_seed(1)
+    nets = FAMILIES[request.param].nets(recipe)
+    for parameter in nets["generator"].parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    (spec,) = FAMILIES[request.param].exports(nets.eval(), recipe, ())
+    folder = packaged(tmp_path_factory.mktemp("models"), request.param, spec, recipe)
+    return request.param, nets["generator"], folder
+
+
+def pair_generator(family, **changes):
+    torch.manual_seed(2)
+    recipe = PAIRS[family].replaced(**changes)
+    return FAMILIES[family].nets(recipe)["generator"], recipe
+
+
+def test_a_generator_of_images_from_images_goes_on_as_it_was(translator):
+    family, whole, folder = translator
+    generator, recipe = pair_generator(family)
+    assert adopt(generator, family, recipe, folder) == ([], 777)
+    theirs = dict(whole.named_parameters())
+    for name, tensor in generator.named_parameters():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_another_kind_of_output_begins_with_a_fresh_last_layer(translator):
+    family, whole, folder = translator
+    generator, recipe = pair_generator(family, output="image")
+    before = {name: tensor.clone() for name, tensor in generator.named_parameters()}
+    new, _ = adopt(generator, family, recipe, folder)
+    assert new and all("to_image." in name for name in new)
+    for name, tensor in generator.named_parameters():
+        assert torch.equal(tensor, before[name] if name in new else dict(whole.named_parameters())[name]), name
+
+
+def test_translators_that_do_not_fit_are_refused(translator):
+    family, _, folder = translator
+    generator, recipe = pair_generator(family, generator_width=6)
+    with pytest.raises(CheckpointError, match=r"head.weight is \[4, .*that of this recipe \[6, .*generator_width"):
+        adopt(generator, family, recipe, folder)
+    with pytest.raises(CheckpointError, match=f"a model of family '{family}', not 'dcgan'"):
+        adopt(fresh(RECIPE), "dcgan", RECIPE, folder)

@@ -91,5 +91,5 @@ def _opencv(sources: Images) -> dict[str, Images]:
     found = {}
     for name, method in (("OpenCV, Telea", cv2.INPAINT_TELEA), ("OpenCV, Navier-Stokes", cv2.INPAINT_NS)):
         filled = [cv2.inpaint(np.ascontiguousarray(s[..., :3]), s[..., 3].copy(), 5, method) for s in sources]
-        found[name] = np.stack(filled)
+        found[name] = np.stack(filled).astype(np.uint8)
     return found
