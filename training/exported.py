@@ -23,6 +23,7 @@ from training.attributes import Drawer
 from training.checkpoint import CheckpointError
 from training.layers import ClassBatchNorm, ConvGenerator, from_pixels
 from training.recipe import Recipe
+from training.translators import FILLING
 
 CALIBRATED = 512
 """Latents that a norm's deviation and mean are taken over."""
@@ -120,7 +121,8 @@ def _continue(generator: nn.Module, recipe: Recipe, manifest: Manifest, folder: 
         CheckpointError: nets of other widths, or norms that the export has folded away.
     """
     own, weights = dict(generator.named_parameters()), _initializers(folder, manifest)
-    afresh = manifest.provenance.recipe.get("output") != recipe.output
+    kinds = {manifest.provenance.recipe.get("output"), recipe.output}
+    afresh = len(kinds) > 1 and not kinds <= {*FILLING}
     fitting = {
         name: value
         for name, value in weights.items()

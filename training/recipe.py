@@ -91,10 +91,10 @@ class Recipe:
     """Side to which images are brought before crops of `size` are cut, px; 0 is a prepared set's own."""
     shrink: float = 1.0
     """Crops up to so many times larger, shrunk: more scales, and cleaner edges, out of the same photographs."""
-    output: Literal["image", "residual", "shade", "chroma", "fill"] = "image"
+    output: Literal["image", "residual", "shade", "chroma", "fill", "inpaint"] = "image"
     """What the generator's last layer is: the image; a change of the (enlarged) input, which is learnt far faster where
-    they are alike; such a change without fine detail (`shade`); colour for the input's luminance; or what lies under
-    the mask, with the rest copied."""
+    they are alike; such a change without fine detail (`shade`); colour for the input's luminance; what lies under the
+    mask, with the rest copied (`fill`); or that with its coarse part from a smooth filling (`inpaint`)."""
     downsamplings: int = 2
     """Halvings inside an image-to-image generator; input sides are padded to multiples of 2 to this power."""
     pixel_loss: Literal["l1", "l2"] = "l1"

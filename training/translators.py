@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from training.imagelayers import ResidualBlock, norm_of
 from training.layers import initialise
 from training.recipe import Recipe, RecipeError
+from training.smooth_fill import SmoothFill
 
+FILLING = ("fill", "inpaint")
+"""Kinds of `output` whose input carries a mask."""
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Translator(nn.Module):
-    """Sources [N, 3, H, W] in [-1, 1] (with `output="fill"` [N, 4, H, W], the last 1 where pixels are missing, else -1)
-    to images [N, 3, H, W].
+    """Sources [N, 3, H, W] in [-1, 1] (with `output` `fill` or `inpaint` [N, 4, H, W], the last 1 where pixels are
+    missing, else -1) to images [N, 3, H, W].
 
     `architecture` is `unet` or `resnet`; `output` says what the body's answer is, see Recipe.
     """
@@ -30,6 +33,7 @@ class Translator(nn.Module):
         self.body = (UNet if recipe.architecture == "unet" else ResNet)(
             recipe, source_channels(recipe), 2 if recipe.output == "chroma" else 3
         )
+        self.smooth = SmoothFill() if recipe.output == "inpaint" else None
         initialise(self, recipe)
         if recipe.output == "shade":
             # Binomial: of a pattern that comes again after four pixels, the coarsest that pixel shuffles make, a
@@ -53,12 +57,15 @@ class Translator(nn.Module):
         if self.output == "chroma":
             return coloured(source, torch.tanh(answer))
         missing = (source[:, 3:] + 1) / 2
-        return source[:, :3] * (1 - missing) + torch.tanh(answer) * missing
+        image = source[:, :3] * (1 - missing) + torch.tanh(answer) * missing
+        if self.smooth is None:
+            return image
+        return self.smooth.settled(image, self.smooth(source[:, :3], missing), missing)
 
 
 def source_channels(recipe: Recipe) -> int:
     """Channels of the input: RGB, and a mask where there is something to fill."""
-    return 4 if recipe.output == "fill" else 3
+    return 4 if recipe.output in FILLING else 3
 
 
 def coloured(source: Tensor, chroma: Tensor) -> Tensor:
@@ -152,5 +159,7 @@ def check(recipe: Recipe, name: str) -> None:
         raise RecipeError(f"scale is {recipe.scale}, {name} keeps sizes: 1; srgan enlarges")
     if recipe.size % 2**recipe.downsamplings:
         raise RecipeError(f"size is {recipe.size}, must be a multiple of {2**recipe.downsamplings} (downsamplings)")
-    if recipe.degradation.startswith("holes") != (recipe.output == "fill"):
-        raise RecipeError(f"output is {recipe.output!r} with degradation {recipe.degradation!r}: holes go with 'fill'")
+    if recipe.degradation.startswith("holes") != (recipe.output in FILLING):
+        raise RecipeError(
+            f"output is {recipe.output!r} with degradation {recipe.degradation!r}: holes go with 'fill' or 'inpaint'"
+        )

@@ -199,3 +199,15 @@ def test_translators_that_do_not_fit_are_refused(translator):
         adopt(generator, family, recipe, folder)
     with pytest.raises(CheckpointError, match=f"a model of family '{family}', not 'dcgan'"):
         adopt(fresh(RECIPE), "dcgan", RECIPE, folder)
+
+
+def test_a_net_that_fills_holes_goes_on_as_one_that_settles_them(tmp_path):
+    """Both mean the same by the last layer."""
+    recipe = FAMILIES["pix2pix"].recipes["holes"].replaced(
+        size=16, generator_width=4, max_channels=8, downsamplings=2, residual_blocks=1, output="fill"
+    )  # fmt: skip
+    nets = FAMILIES["pix2pix"].nets(recipe)
+    (spec,) = FAMILIES["pix2pix"].exports(nets.eval(), recipe, ())
+    folder = packaged(tmp_path, "pix2pix", spec, recipe)
+    recipe = recipe.replaced(output="inpaint")
+    assert adopt(FAMILIES["pix2pix"].nets(recipe)["generator"], "pix2pix", recipe, folder)[0] == []

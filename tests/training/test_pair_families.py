@@ -16,6 +16,7 @@ from training.families import FAMILIES
 from training.perceptual import Vgg
 from training.recipe import RecipeError
 from training.trainer import sheet, translate
+from training.translators import FILLING
 
 every = pytest.mark.parametrize("family, recipe", CASES)
 
@@ -45,7 +46,7 @@ def test_every_family_says_what_it_is():
 @every
 def test_builds_at_full_size(family, recipe):
     whole = FAMILIES[family].recipes[recipe]
-    channels = 4 if whole.output == "fill" else 3
+    channels = 4 if whole.output in FILLING else 3
     with torch.device("meta"):  # shapes without numbers: the published sizes cost nothing
         nets = FAMILIES[family].nets(whole)
         source = torch.zeros(2, channels, whole.size // whole.scale, whole.size // whole.scale)
@@ -137,7 +138,7 @@ def test_export_parity_any_size_and_any_batch(tmp_path, family, recipe):
             assert manifest.upscale.scale == small.scale and manifest.upscale.alpha == "lanczos"
         else:
             assert manifest.translate.multiple == 2**small.downsamplings
-            assert (manifest.translate.mask is not None) == (small.output == "fill")
+            assert (manifest.translate.mask is not None) == (small.output in FILLING)
         suffix = folder.parent.name.removeprefix("tiny").removeprefix("-")
         generator = getattr(run.nets["generator"], suffix) if suffix else run.nets["generator"]
         session = onnxruntime.InferenceSession(folder / "generator.onnx", providers=["CPUExecutionProvider"])
@@ -146,7 +147,7 @@ def test_export_parity_any_size_and_any_batch(tmp_path, family, recipe):
             shape = (rows, height * multiple, width * multiple)
             sources = np.random.default_rng(rows).integers(0, 256, (*shape, 3), dtype=np.uint8)
             feed = {"image": sources}
-            if small.output == "fill":
+            if small.output in FILLING:
                 mask = np.random.default_rng(1).choice(np.array([0, 255], np.uint8), (*shape, 1))
                 feed["mask"] = mask
                 hole = np.where(mask > 0, np.uint8(127), sources)
@@ -205,8 +206,8 @@ def test_an_untrained_upscaler_is_nearly_bicubic(tmp_path):
         ("pix2pix", {"scale": 2}, "scale is 2, pix2pix keeps sizes"),
         ("pix2pix", {"size": 18}, "size is 18, must be a multiple of 4"),
         ("pix2pix", {"downsamplings": 0}, "a U-Net needs at least 1"),
-        ("pix2pix", {"degradation": "holes"}, "holes go with 'fill'"),
-        ("pix2pix", {"output": "fill"}, "holes go with 'fill'"),
+        ("pix2pix", {"degradation": "holes"}, "holes go with 'fill' or 'inpaint'"),
+        ("pix2pix", {"output": "fill"}, "holes go with 'fill' or 'inpaint'"),
         ("cyclegan", {"channels": 1}, "cyclegan takes RGB"),
     ],
 )

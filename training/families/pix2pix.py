@@ -30,7 +30,7 @@ def nets(recipe: Recipe) -> nn.ModuleDict:
 
 def exports(nets: nn.ModuleDict, recipe: Recipe, classes: Sequence[str]) -> list[ExportSpec]:
     """One model of task `translate`, any size; with a mask where it fills holes."""
-    return [export_translate(nets["generator"], recipe, mask=recipe.output == "fill")]
+    return [export_translate(nets["generator"], recipe, mask=recipe.output in translators.FILLING)]
 
 
 _MODERN = Recipe(
@@ -74,7 +74,7 @@ RECIPES = {
     # Faces are 64 px; lines say little of the colours, so D's word counts for more.
     "sketch": replace(_MODERN, name="sketch", degradation="sketch", size=64, adversarial_weight=0.2, total_kimg=250),
     "grey": replace(_MODERN, name="grey", degradation="grey", output="chroma", shrink=2.5, adversarial_weight=0.2),
-    "holes": replace(_MODERN, name="holes", degradation="holes", output="fill", shrink=2.0, adversarial_weight=0.2),
+    "holes": replace(_MODERN, name="holes", degradation="holes", output="inpaint", shrink=2.0, adversarial_weight=0.2),
     "weather": replace(_MODERN, name="weather", degradation="weather", output="residual", shrink=2.0),
     "old": replace(_MODERN, name="old", degradation="old", output="residual", shrink=2.0),
     "night": replace(
