@@ -39,18 +39,18 @@ class SmoothFill(nn.Module):
         seen = 1 - missing
         known = images * seen
         both = torch.cat([known, seen], dim=1)
-        image = torch.zeros_like(images)
+        image: Tensor | float = 0.0
         for index in range(len(DEVIATIONS)):
             blurred = _along_both(both, self.get_buffer(f"taps_{index}"))
             weight = blurred[:, 3:]
             mean = blurred[:, :3] / (weight + 1e-4)
             image = image + (weight / ENOUGH).clamp(max=1.0) * (mean - image)
-        image = known + image * missing
+        filled = known + image * missing
         box = self.get_buffer("box").to(images.dtype)
         for _ in range(PASSES):
-            around = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), box, groups=3)
-            image = known + around * missing
-        return image
+            around = F.conv2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), box, groups=3)
+            filled = known + around * missing
+        return filled
 
     def settled(self, images: Tensor, filled: Tensor, missing: Tensor) -> Tensor:
         """Images [N, 3, H, W] filled in with detail, their coarse part under the mask as in `filled`, of that shape."""
