@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DEVIATIONS = (16.0, 8.0, 4.0, 2.0, 1.0)
+DEVIATIONS = (24.0, 16.0, 8.0, 4.0, 2.0, 1.0)
 """Of the Gaussians, px; three times the first is how far a hole's middle may lie from anything known."""
 ENOUGH = 0.05
-"""Share of a Gaussian's weight on known pixels from which on its mean counts alone."""
+"""Share of a Gaussian's weight on known pixels from which on its mean counts alone; the widest one's always does."""
 PASSES = 8
 """Of heat flow."""
 COARSE = 1.5
@@ -39,12 +39,13 @@ class SmoothFill(nn.Module):
         seen = 1 - missing
         known = images * seen
         both = torch.cat([known, seen], dim=1)
-        image: Tensor | float = 0.0
+        image: Tensor | None = None
         for index in range(len(DEVIATIONS)):
             blurred = _along_both(both, self.get_buffer(f"taps_{index}"))
             weight = blurred[:, 3:]
-            mean = blurred[:, :3] / (weight + 1e-4)
-            image = image + (weight / ENOUGH).clamp(max=1.0) * (mean - image)
+            mean = blurred[:, :3] / (weight + 1e-6)
+            image = mean if image is None else image + (weight / ENOUGH).clamp(max=1.0) * (mean - image)
+        assert image is not None
         filled = known + image * missing
         box = self.get_buffer("box").to(images.dtype)
         for _ in range(PASSES):

@@ -31,6 +31,14 @@ def test_the_grey_under_the_mask_does_not_show(ramps):
     assert torch.equal(one, other)
 
 
+def test_the_middle_of_a_big_hole_has_the_colours_around_it():
+    """82 px across; nothing may shine through from grey, the middle of the range, where the border is far."""
+    images = torch.full((1, 3, 128, 128), 0.8)
+    missing = torch.zeros(1, 1, 128, 128)
+    missing[..., 20:102, 20:102] = 1
+    assert (SmoothFill()(images * (1 - missing), missing) - 0.8).abs().max() < 0.01
+
+
 def test_without_holes_and_without_anything_known(ramps):
     images, missing = ramps
     assert torch.equal(SmoothFill()(images, torch.zeros_like(missing)), images)
