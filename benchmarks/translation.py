@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.race import table
 from benchmarks.server import write_down
 from training.datasets import PairOptions, load_pairs
-from training.datasets.pairs import examples
+from training.datasets.pairs import Pairs, examples
 from training.evaluation.pairwise import TITLES, compare_all
 from training.evaluation.psnr import psnr
 from training.export import read_run
@@ -32,12 +32,12 @@ SHOWN = 20_000
 """Pairs that are made for the peer; more than it gets through."""
 SIZE = 64
 JOBS = {
-    "pix2pix": (["--family", "pix2pix", "--recipe", "sketch", "--data", "faces"], "sketch", "paired"),
-    "cycle_gan": (
-        ["--family", "cyclegan", "--data", "emoji-flat,emoji", "--set", "generator_width=16",
-         "--set", "discriminator_width=24", "--set", "residual_blocks=4", "--set", "output=shade",
-         "--set", "condition_noise=0.05", "--set", "cycle_weight=5", "--set", "identity_weight=1"], "", "unpaired",
-    ),
+    "pix2pix": ["--family", "pix2pix", "--recipe", "sketch", "--data", "faces"],
+    "cycle_gan": [
+        "--family", "cyclegan", "--data", "emoji-flat,emoji", "--set", "generator_width=16",
+        "--set", "discriminator_width=24", "--set", "residual_blocks=4", "--set", "output=shade",
+        "--set", "condition_noise=0.05", "--set", "cycle_weight=5", "--set", "identity_weight=1",
+    ],
 }  # fmt: skip
 PEER = ["--netG", "resnet_6blocks", "--loadSize", str(SIZE), "--fineSize", str(SIZE)]
 """Theirs for images of 64 px; everything else is at its defaults."""
@@ -64,15 +64,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _race(args: argparse.Namespace, folder: Path) -> str:
-    command, degradation, pairing = JOBS[args.job]
-    source = command[command.index("--data") + 1]
+    _train(args, folder, JOBS[args.job])
+    ours = read_run(folder / "ours")
     find_weights("data")
-    data = load_pairs(source, PairOptions(degradation=degradation, size=SIZE, mirror=True), pairing, root=Path("data"))
-    count = min(args.samples, len(data.test))
-    test_a, test_b = examples(data.test, count)
-    _train(args, folder, command)
-    _peer(args, folder, data, test_a, test_b)
-    ours, theirs = read_run(folder / "ours"), np.load(folder / "theirs.npz")
+    options = PairOptions(degradation=ours.recipe.degradation, size=SIZE, mirror=True)
+    data = load_pairs(ours.facts["data"]["source"], options, ours.family.pairing, root=Path("data"))
+    test_a, test_b = examples(data.test, min(args.samples, len(data.test)))
+    _peer(args, folder, data.train, test_a, test_b)
+    theirs = np.load(folder / "theirs.npz")
     names = {
         "Ganymede": f"{ours.images_seen / 1000:.1f} kimg",
         "the authors'": f"{int(theirs['shown']) / 1000:.1f} kimg",
@@ -85,15 +84,17 @@ def _race(args: argparse.Namespace, folder: Path) -> str:
     there = translate(generator.a2b, test_a, multiple), translate(generator.b2a, test_b, multiple)
     back = translate(generator.b2a, there[0], multiple), translate(generator.a2b, there[1], multiple)
     judged = {"Ganymede": (*there, *back), "the authors'": tuple(theirs[key] for key in ("b", "a", "back_a", "back_b"))}
-    figures = {}
-    for name, (b, a, back_a, back_b) in [*judged.items(), ("the input", (test_a, test_b, None, None))]:
-        kernel = [
-            compare_all({"": images}, {"": target}, paired=False)[0].metrics["kid_lite0"]
-            for images, target in ((b, test_b), (a, test_a))
-        ]
-        figures[name] = {"KID-lite0 there": kernel[0], "KID-lite0 back": kernel[1]}
-        if back_a is not None:
-            figures[name]["cycle PSNR, dB"] = (psnr(back_a, test_a).mean() + psnr(back_b, test_b).mean()) / 2
+    ways: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # each answer, and the set that it is to look like
+    for name, (b, a, *_) in [*judged.items(), ("the input", (test_a, test_b))]:
+        ways |= {f"{name} there": (b, test_b), f"{name} back": (a, test_a)}
+    answers, targets = ({way: pair[side] for way, pair in ways.items()} for side in (0, 1))
+    kernel = {row.name: row.metrics["kid_lite0"] for row in compare_all(answers, targets, paired=False)}
+    figures = {
+        name: {f"KID-lite0 {way}": kernel[f"{name} {way}"] for way in ("there", "back")}
+        for name in [*judged, "the input"]
+    }
+    for name, (_, _, back_a, back_b) in judged.items():
+        figures[name]["cycle PSNR, dB"] = (psnr(back_a, test_a).mean() + psnr(back_b, test_b).mean()) / 2
     return _rows(figures, names)
 
 
@@ -105,8 +106,7 @@ def _train(args: argparse.Namespace, folder: Path, command: list[str]) -> None:
     )  # fmt: skip
 
 
-def _peer(args: argparse.Namespace, folder: Path, data: object, test_a: np.ndarray, test_b: np.ndarray) -> None:
-    pairs = data.train  # type: ignore[attr-defined]
+def _peer(args: argparse.Namespace, folder: Path, pairs: Pairs, test_a: np.ndarray, test_b: np.ndarray) -> None:
     count = min(SHOWN, len(pairs))
     a, b = pairs.draw(np.arange(count), np.zeros(count, np.int64))
     np.savez(folder / "given.npz", a=a, b=b, test_a=test_a, test_b=test_b)

@@ -123,13 +123,14 @@ def _continue(generator: nn.Module, recipe: Recipe, manifest: Manifest, folder: 
     own, weights = dict(generator.named_parameters()), _initializers(folder, manifest)
     kinds = {manifest.provenance.recipe.get("output"), recipe.output}
     afresh = len(kinds) > 1 and not kinds <= {*FILLING}
+    last = {name for name in own if afresh and ".to_image." in f".{name}"}
     fitting = {
-        name: value
-        for name, value in weights.items()
-        if name in own and own[name].shape == value.shape and not (afresh and ".to_image." in f".{name}")
+        name: weights[name]
+        for name, tensor in own.items()
+        if name not in last and name in weights and weights[name].shape == tensor.shape
     }
     new = [name for name in own if name not in fitting]
-    misfits = [name for name in new if not (afresh and ".to_image." in f".{name}")]
+    misfits = [name for name in new if name not in last]
     if misfits:
         raise CheckpointError(
             f"{folder}: {misfits[0]} is {_shape(weights, misfits[0])}, that of this recipe"

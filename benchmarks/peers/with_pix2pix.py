@@ -32,17 +32,8 @@ def main() -> int:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sys.argv[1:] = [
-        "--dataroot",
-        ".",
-        "--model",
-        kind,
-        "--gpu_ids",
-        "-1",
-        "--checkpoints_dir",
-        str(Path(out).parent),
-        *rest,
-    ]
+    folder = Path(out).parent
+    sys.argv[1:] = ["--dataroot=.", f"--model={kind}", "--gpu_ids=-1", f"--checkpoints_dir={folder}", *rest]
     options = TrainOptions().parse()
     model = create_model(options)
     model.setup(options)
