@@ -32,9 +32,9 @@ from benchmarks.processes import Family, free_port, ganymede, generated, picture
 from benchmarks.race import bodies, table
 from benchmarks.server import write_down
 from service.imaging import Provenance, encode
-from service.manifest import GenerateSpec, Manifest, Task
+from service.manifest import Manifest, Task
 from service.manifest import Provenance as Origin
-from service.package import GraphDraft, ManifestDraft, read_package, write_package
+from service.package import read_package
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (16, 64)
@@ -113,7 +113,7 @@ def build(models: Path, name: str, kind: str, recipe_name: str, **changes: Any) 
     """
     import torch  # here: the other parts need no torch
 
-    from training.export import OPSET, prove, to_onnx
+    from training.export import write_export
     from training.families import FAMILIES
 
     torch.manual_seed(0)
@@ -121,23 +121,12 @@ def build(models: Path, name: str, kind: str, recipe_name: str, **changes: Any) 
     recipe = family.recipes[recipe_name].replaced(**changes)
     nets = family.nets(recipe).eval().requires_grad_(False)
     (spec,) = family.exports(nets, recipe, ())
-    graphs, golden, drafts = {}, {}, {}
-    for graph_name, graph in spec.graphs.items():
-        graphs[graph_name] = to_onnx(graph)
-        inputs, outputs = prove(graph, graphs[graph_name], spec)
-        golden |= {f"{graph_name}/{key}": value for key, value in {**inputs, **outputs}.items()}
-        drafts[graph_name] = GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)
-    assert isinstance(spec.generate, GenerateSpec)
-    draft = ManifestDraft(
-        name=name, family=family.name, tasks=spec.tasks, graphs=drafts, generate=spec.generate,
-        provenance=Origin(recipe=recipe.to_json(), dataset="none: untrained", images_seen=0, commit="", seed=0),
-        license="Apache-2.0", paper=family.paper,
-    )  # fmt: skip
     samples = io.BytesIO()
     Image.new("L", (1, 1)).save(samples, "PNG")
-    folder = write_package(
-        models, draft, graphs=graphs, golden=golden, card="Untrained.\n", samples_png=samples.getvalue(),
-        arrays=spec.arrays or None,
+    provenance = Origin(recipe=recipe.to_json(), dataset="none: untrained", images_seen=0, commit="", seed=0)
+    folder = write_export(
+        models, name, family, spec, provenance, card_text="Untrained.\n", samples_png=samples.getvalue(),
+        data_license="Apache-2.0",
     )  # fmt: skip
     return folder, sum(weights.numel() for weights in nets["generator"].parameters())
 

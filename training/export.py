@@ -167,6 +167,37 @@ def read_evaluation(run: TrainedRun) -> Mapping[str, Any] | None:
 def _export(
     run: TrainedRun, spec: ExportSpec, root: Path, name: str, version: int | None, evaluation: Mapping[str, Any] | None
 ) -> Path:
+    text = card.render(
+        name, run.facts, run.recipe, run.family.paper, run.images_seen, run.seconds, evaluation, task=spec.tasks[0]
+    )
+    provenance = Provenance(
+        recipe=run.recipe.to_json(), dataset=run.facts["data"]["name"], images_seen=run.images_seen,
+        commit=run.commit, seed=run.facts["seed"],
+    )  # fmt: skip
+    return write_export(
+        root, name, run.family, spec, provenance, card_text=text, samples_png=samples_png(run), version=version,
+        data_license=run.facts["data"]["license"],
+        evaluation=tuple(Evaluation(**row) for row in (evaluation or {}).get("metrics", ())),
+    )  # fmt: skip
+
+
+def write_export(
+    root: Path, name: str, family: Family, spec: ExportSpec, provenance: Provenance, *, card_text: str,
+    samples_png: bytes, data_license: str, evaluation: tuple[Evaluation, ...] = (), version: int | None = None,
+) -> Path:  # fmt: skip
+    """Serialise a model's graphs, prove each against torch, and write the package; its folder.
+
+    Args:
+        root: the models' folder.
+        spec: what `family.exports` gives.
+        card_text: Markdown.
+        samples_png: what the card shows.
+        data_license: of the data, under whose terms the weights stand.
+        version: the next free one unless given.
+
+    Raises:
+        ExportError: a graph cannot be served, or answers otherwise than torch.
+    """
     graphs, golden, drafts = {}, {}, {}
     for graph_name, graph in spec.graphs.items():
         data = to_onnx(graph)
@@ -175,21 +206,13 @@ def _export(
         golden.update({f"{graph_name}/{key}": value for key, value in {**inputs, **outputs}.items()})
         drafts[graph_name] = GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)
     draft = ManifestDraft(
-        name=name, family=run.family.name, tasks=spec.tasks, graphs=drafts,
+        name=name, family=family.name, tasks=spec.tasks, graphs=drafts,
         generate=spec.generate, translate=spec.translate, upscale=spec.upscale,
-        provenance=Provenance(
-            recipe=run.recipe.to_json(), dataset=run.facts["data"]["name"], images_seen=run.images_seen,
-            commit=run.commit, seed=run.facts["seed"],
-        ),
-        evaluation=tuple(Evaluation(**row) for row in (evaluation or {}).get("metrics", ())),
-        license=run.facts["data"]["license"], paper=run.family.paper,
+        provenance=provenance, evaluation=evaluation, license=data_license, paper=family.paper,
     )  # fmt: skip
-    text = card.render(
-        name, run.facts, run.recipe, run.family.paper, run.images_seen, run.seconds, evaluation, task=spec.tasks[0]
-    )
     return write_package(
-        root, draft, graphs=graphs, golden=golden, arrays=dict(spec.arrays) or None, card=text,
-        samples_png=samples_png(run), version=version,
+        root, draft, graphs=graphs, golden=golden, arrays=dict(spec.arrays) or None, card=card_text,
+        samples_png=samples_png, version=version,
     )  # fmt: skip
 
 

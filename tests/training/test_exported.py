@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,8 @@ from PIL import Image
 
 from service.engine.latents import latents_from_seeds
 from service.manifest import Provenance
-from service.package import GraphDraft, ManifestDraft, write_package
 from training.checkpoint import CheckpointError
-from training.export import OPSET, prove, to_onnx
+from training.export import write_export
 from training.exported import adopt
 from training.families import FAMILIES
 from training.layers import from_pixels, latent_to_image, to_pixels
@@ -26,22 +24,13 @@ RECIPE = (
 
 def packaged(models, family, spec, recipe):
     """The folder of a model that has seen 777 images."""
-    graph = spec.graphs["generator"]
-    content = to_onnx(graph)
-    inputs, outputs = prove(graph, content, spec)
-    draft = ManifestDraft(
-        name="shown", family=family, tasks=spec.tasks,
-        graphs={"generator": GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)},
-        generate=spec.generate, translate=spec.translate, upscale=spec.upscale,
-        provenance=Provenance(recipe=recipe.to_json(), dataset="none", images_seen=777, commit="", seed=0),
-        license="Apache-2.0", paper=FAMILIES[family].paper,
-    )  # fmt: skip
     samples = io.BytesIO()
-    Image.fromarray(np.zeros((1, 1), np.uint8)).save(samples, "PNG")
-    golden = {f"generator/{key}": value for key, value in {**inputs, **outputs}.items()}
-    return write_package(
-        models, draft, graphs={"generator": content}, golden=golden, card="A test.\n", samples_png=samples.getvalue()
-    )
+    Image.new("L", (1, 1)).save(samples, "PNG")
+    provenance = Provenance(recipe=recipe.to_json(), dataset="none", images_seen=777, commit="", seed=0)
+    return write_export(
+        models, "shown", FAMILIES[family], spec, provenance, card_text="A test.\n", samples_png=samples.getvalue(),
+        data_license="Apache-2.0",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
