@@ -8,7 +8,7 @@ COMMANDS = {
     "train": "train a family on a data set",
     "recolour": "fit the colours of a trained palette to the data, as a run of its own",
     "encoder": "learn an encoder beside a StyleGAN run, which projects pictures",
-    "evaluate": "judge a run on held-out images, beside its bounds",
+    "evaluate": "judge a run, or an exported model, on held-out images, beside its bounds",
     "export": "write a run's generator into the models' folder, where a server picks it up",
     "directions": "name directions of an exported model for attributes of real images",
     "project": "find the latent that draws a picture, refined by gradient",

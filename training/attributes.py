@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.engine.latents import labels_from_seeds, latents_from_seeds, noise_from_seeds
-from service.manifest import GraphSpec, Manifest
+from service.manifest import GraphSpec, Manifest, TensorSpec
 from training.datasets.errors import DataError
 
 FLOATS = NDArray[np.float32]
@@ -109,6 +109,27 @@ def read_attributes(folder: Path, split: str = "train") -> list[dict[str, Any]]:
     return [line for line in lines if line["split"] == split]
 
 
+def drawing_graphs(manifest: Manifest) -> tuple[GraphSpec, GraphSpec | None]:
+    """What draws from latents, w for each layer where the model has styles and else z; and what maps z to w.
+
+    Raises:
+        AttributesError: the model does not generate, or not by just one graph.
+    """
+    spec = manifest.generate
+    if spec is None:
+        raise AttributesError(f"{manifest.ref} does not generate")
+    graphs = list(manifest.graphs.values())
+    styled = spec.style_layers is not None
+    draws = [graph for graph in graphs if _drawn(graph) == {"image"} and _latent_rank(graph) == (3 if styled else 2)]
+    if not styled:  # the levels of a pyramid take a part of z each
+        draws = [graph for graph in draws if _latent(graph).shape[1] == spec.latent_dim]
+    if len(draws) != 1:
+        raise AttributesError(f"{manifest.ref}: {len(draws)} of its graphs draw from a latent, must be one")
+    if not styled:
+        return draws[0], None
+    return draws[0], next(graph for graph in graphs if _drawn(graph) == {"latent"} and _latent_rank(graph) == 2)
+
+
 class Drawer:
     """An exported generator: latents [N, D] (w where it has styles, else z) to images, with the noise of seed 0.
 
@@ -118,19 +139,12 @@ class Drawer:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
+        draws, maps = drawing_graphs(manifest)
         spec = manifest.generate
-        if spec is None:
-            raise AttributesError(f"{manifest.ref} does not generate")
+        assert spec is not None  # it draws
         self.name, self._spec = manifest.ref, spec
-        draws = [graph for graph in manifest.graphs.values() if _drawn(graph) == {"image"}]
-        rank = 2 if spec.style_layers is None else 3
-        draws = [graph for graph in draws if _latent_rank(graph) == rank]
-        if len(draws) != 1:
-            raise AttributesError(f"{manifest.ref}: {len(draws)} of its graphs draw from a latent, must be one")
-        self._draw = _Session(folder, draws[0], spec.latent_dim, threads)
-        maps = [graph for graph in manifest.graphs.values() if _drawn(graph) == {"latent"}]
-        maps = [graph for graph in maps if _latent_rank(graph) == 2]
-        self._map = _Session(folder, maps[0], spec.latent_dim, threads) if spec.style_layers else None
+        self._draw = _Session(folder, draws, spec.latent_dim, threads)
+        self._map = None if maps is None else _Session(folder, maps, spec.latent_dim, threads)
 
     def latents(self, seeds: Sequence[int]) -> FLOATS:
         """What the seeds mean where directions are: [N, D]."""
@@ -180,8 +194,12 @@ def _drawn(graph: GraphSpec) -> set[str]:
     return {tensor.kind for tensor in graph.outputs}
 
 
+def _latent(graph: GraphSpec) -> TensorSpec:
+    return next(tensor for tensor in graph.inputs if tensor.kind == "latent")
+
+
 def _latent_rank(graph: GraphSpec) -> int:
-    return next((len(tensor.shape) for tensor in graph.inputs if tensor.kind == "latent"), 0)
+    return len(_latent(graph).shape) if any(tensor.kind == "latent" for tensor in graph.inputs) else 0
 
 
 def learn(

@@ -18,17 +18,18 @@ from service.errors import GanymedeError
 from training import checkpoint
 from training import export as exporting
 from training.datasets import DataError, ImageSet, PairSet, load
+from training.evaluationruns import evaluation_run
 from training.exported import adopt
 from training.families import FAMILIES
 from training.family import Family
 from training.features import FeaturesUnavailable
 from training.losses import OBJECTIVES, with_objective
 from training.monitors import watchers
-from training.pairruns import evaluate_pairs, find_weights, pair_trainer, say_report
+from training.pairruns import pair_trainer, say_report
 from training.projectionruns import encoder_run, project_run
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
-from training.trainer import CLOCKS, Trainer, TrainOptions, generate, source_commit
+from training.trainer import CLOCKS, Trainer, TrainOptions, source_commit
 
 EXPECTED = (
     RecipeError, DataError, GanymedeError, checkpoint.CheckpointError, exporting.ExportError, FeaturesUnavailable
@@ -42,8 +43,8 @@ def train(argv: Sequence[str]) -> int:
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """`python -m training evaluate`: judge a run on held-out images, into its evaluation.json and .md."""
-    return _guarded("evaluate", _evaluate, argv)
+    """`python -m training evaluate`: judge a run, or an exported model, on held-out images."""
+    return _guarded("evaluate", lambda given: evaluation_run(given, _data_of), argv)
 
 
 def recolour(argv: Sequence[str]) -> int:
@@ -211,58 +212,6 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(argv: Sequence[str]) -> int:
-    from training.evaluation import report, sample_count
-    from training.evaluation.evaluator import NEIGHBOURS
-
-    parser = argparse.ArgumentParser(prog="python -m training evaluate")
-    parser.add_argument("--run", required=True, help="the run's directory")
-    parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    parser.add_argument("--samples", type=int, default=5000, help="images on each side; fewer where fewer are held out")
-    parser.add_argument(
-        "--beside", action="append", default=[], metavar="RUN", help="another run on the same pairs, in the same table"
-    )
-    parser.add_argument("--data", help="the data set, where it is not the one that the run was trained on")
-    parser.add_argument("--data-root", default="data")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    run = exporting.read_run(Path(args.run), args.checkpoint)
-    if run.family.pairing != "none":
-        return evaluate_pairs(run, args)
-    data = _data_of(run, args)
-    count = sample_count(data, args.samples)
-    if count <= NEIGHBOURS:
-        need = f"more than {NEIGHBOURS} --samples and {2 * NEIGHBOURS + 1} held-out images"
-        raise DataError(f"needs {need}; there are {args.samples} and, in {data.name}, {len(data.test)}")
-    labels = np.arange(count, dtype=np.int64) % run.recipe.classes if run.recipe.classes else None
-    document = report(
-        run.sample(range(count), labels), data, untrained=_untrained(run, count, labels), samples=args.samples,
-        labels=labels, cache=run.directory.parent / "features", path_lengths=_path_lengths(run, args),
-        say=lambda line: print(line, file=sys.stderr),
-    ).document()  # fmt: skip
-    document |= {"checkpoint": run.digest, "kimg": run.images_seen / 1000, "minutes": run.seconds / 60}
-    write_atomically(run.directory / "evaluation.json", json.dumps(document, indent=1).encode() + b"\n")
-    write_atomically(run.directory / "evaluation.md", document["table"].encode())
-    print(document["table"])
-    return 0
-
-
-def _path_lengths(run: exporting.TrainedRun, args: argparse.Namespace) -> dict[str, float]:
-    """By space; none without the features' weights."""
-    from training import perceptual
-    from training.evaluation.path_length import path_length
-    from training.latentspace import LatentSpace
-
-    find_weights(args.data_root)
-    if not perceptual.WEIGHTS.is_file():
-        print("no perceptual path length: `python -m training data hed-vgg` fetches its features", file=sys.stderr)
-        return {}
-    latents = LatentSpace(run.nets["generator"], run.recipe.latent_dim)
-    print(f"perceptual path length in {' and '.join(latents.spaces)}", file=sys.stderr)
-    return {space: path_length(latents, space, classes=run.recipe.classes) for space in latents.spaces}
-
-
 def _recolour(argv: Sequence[str]) -> int:
     from training.recolour import STEPS
     from training.recolour import recolour as fitted
@@ -304,14 +253,6 @@ def _data_of(run: exporting.TrainedRun, args: argparse.Namespace) -> ImageSet:
             f"{recorded['source']} has changed since the run was trained on it; name it with --data if meant"
         )
     return data
-
-
-def _untrained(run: exporting.TrainedRun, count: int, labels: np.ndarray | None) -> np.ndarray:
-    """Images of the same nets before any step: the bound that every training must beat."""
-    torch.manual_seed(run.facts["seed"] + 1)
-    generator = run.family.nets(run.recipe)["generator"]
-    exporting.recompute_statistics(generator, run.recipe)
-    return generate(generator.eval(), run.recipe, range(count), labels)
 
 
 def _export(argv: Sequence[str]) -> int:

@@ -388,7 +388,7 @@ def generate(
     """Images [N, H, W, C] uint8 of `seeds` (and labels [N] int64), with the server's latents, in inference mode."""
     z = torch.from_numpy(latents_from_seeds(list(seeds), recipe.latent_dim))
     y = None if labels is None or not recipe.classes else torch.from_numpy(labels)
-    device = next(generator.parameters()).device
+    device = next((tensor.device for tensor in generator.parameters()), torch.device("cpu"))
     parts = []
     for start in range(0, len(z), batch):
         rows = slice(start, start + batch)

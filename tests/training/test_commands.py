@@ -153,6 +153,17 @@ class Rows:
         return images.reshape(len(images), -1).astype(np.float32)[:, ::8] / 255
 
 
+def figures(table):
+    """A table's numbers by the first cell of their row."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    return {line[0]: [float(cell) for cell in line[1:]] for line in lines}
+
+
+def test_a_model_that_draws_nothing_is_not_evaluated(tmp_path, capsys):
+    assert main(["evaluate", "--model", "models/photo-x2/2"]) == 1
+    assert "does not generate" in capsys.readouterr().err
+
+
 def test_train_and_evaluate(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(1)
     (tmp_path / "many").mkdir()
@@ -178,6 +189,16 @@ def test_train_and_evaluate(tmp_path, monkeypatch, capsys):
     from training.export import read_evaluation, read_run
 
     assert read_evaluation(read_run(run)) == document
+    models = tmp_path / "models"
+    assert main(["export", "--run", str(run), "--name", "shown", "--models", str(models)]) == 0
+    shown = ["evaluate", "--model", str(models / "shown" / "1"), "--data-root", str(tmp_path), "--threads", "1"]
+    capsys.readouterr()
+    assert main([*shown, "--samples", "6", "--data", str(tmp_path / "many")]) == 0
+    # The same pictures, but for a level here and there that was rounded the other way.
+    found, expected = (figures(table) for table in (capsys.readouterr().out, out))
+    assert found.keys() == expected.keys() and len(found) == 5
+    for name, row in expected.items():
+        assert found[name] == pytest.approx(row, rel=0.02, abs=0.02), name
     (tmp_path / "many" / "0.png").unlink()
     assert main(["evaluate", "--run", str(run), "--threads", "1", "--samples", "6"]) == 1
     assert "has changed since the run was trained on it" in capsys.readouterr().err
