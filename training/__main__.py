@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "judge a run, or an exported model, on held-out images, beside its bounds",
     "export": "write a run's generator into the models' folder, where a server picks it up",
     "directions": "name directions of an exported model for attributes of real images",
+    "rewrite": "write an exported model anew so that drawing takes less computation: the same pictures",
     "project": "find the latent that draws a picture, refined by gradient",
     "families": "list families, recipes and objectives",
 }

@@ -67,6 +67,13 @@ def project(argv: Sequence[str]) -> int:
     return _guarded("project", project_run, argv)
 
 
+def rewrite(argv: Sequence[str]) -> int:
+    """`python -m training rewrite`: a new version of an exported model whose graphs take less computation."""
+    from training.rewriteruns import rewrite_run  # here: only it needs ONNX
+
+    return _guarded("rewrite", rewrite_run, argv)
+
+
 def directions(argv: Sequence[str]) -> int:
     """`python -m training directions`: directions of an exported model, learnt from attributes of real images."""
     from training.directionruns import directions_run  # here: only it needs ONNX Runtime

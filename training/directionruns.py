@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from service.manifest import Manifest
-from service.package import GraphDraft, ManifestDraft, read_npz, read_package, write_package
+from service.package import read_npz, read_package
 from training.attributes import STRENGTH, AttributesError, Direction, Drawer, attribute_values, learn, read_attributes
 from training.datasets import imageset
 from training.features import Lite0Features
+from training.repackaging import repackaged
 
 HEADING = "## Directions"
 LEAST = 0.3
@@ -78,19 +79,10 @@ def write_with(
     names = {one.name: one.vector for one in found}
     rows: Mapping[str, Any] = dict(zip(spec.directions, arrays.get("directions", ()), strict=True)) | names
     arrays = arrays | {"directions": np.stack(list(rows.values())).astype(np.float32)}
-    draft = ManifestDraft(
-        **{name: getattr(manifest, name) for name in ManifestDraft.model_fields if name not in ("graphs", "generate")},
-        graphs={
-            name: GraphDraft(opset=graph.opset, inputs=graph.inputs, outputs=graph.outputs)
-            for name, graph in manifest.graphs.items()
-        },
-        generate=spec.model_copy(update={"directions": tuple(rows)}),
-    )
     card = (folder / "CARD.md").read_text().partition(HEADING)[0].rstrip()
-    return write_package(
-        folder.parents[1], draft, graphs={name: folder / graph.file for name, graph in manifest.graphs.items()},
-        golden=read_npz(folder / manifest.golden.file, model=manifest.ref), arrays=arrays, version=version,
-        card=f"{card}\n\n{described(found, data, manifest)}", samples_png=(folder / "samples.png").read_bytes(),
+    return repackaged(
+        folder, manifest, card=f"{card}\n\n{described(found, data, manifest)}", arrays=arrays, version=version,
+        generate=spec.model_copy(update={"directions": tuple(rows)}),
     )  # fmt: skip
 
 

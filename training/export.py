@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from service.package import GraphDraft, ManifestDraft, write_package
 from training import card, checkpoint, projection
 from training.families import FAMILIES
 from training.family import ExportSpec, Family, GraphExport
+from training.graphforms import quickened
 from training.latentspace import LatentSpace
 from training.pictures import card_png, samples_sheet
 from training.recipe import Recipe
@@ -252,8 +253,10 @@ def _without_known_noise() -> Iterator[None]:
 
 
 def _cleaned(model: onnx.ModelProto) -> bytes:
-    """Check what the graph is made of; drop the exporter's notes, which hold source paths of the training machine."""
+    """Check what the graph is made of, and quicken it; drop the exporter's notes, which hold source paths of the
+    training machine."""
     check_operators(model)
+    quickened(model)
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -287,39 +290,63 @@ def prove(graph: GraphExport, data: bytes, spec: ExportSpec) -> tuple[Arrays, Ar
     """Hold onnxruntime's answers against torch's at every parity batch and seed; returns the golden rows.
 
     Raises:
+        ExportError: see `held_against`.
+    """
+    classes = len(spec.generate.labels) if spec.generate is not None and spec.generate.labels else 1
+
+    def torchs(inputs: Arrays) -> list[np.ndarray]:
+        with torch.no_grad():
+            answer = graph.module(*(torch.from_numpy(inputs[t.name]) for t in graph.inputs))
+        return [one.numpy() for one in ([answer] if isinstance(answer, torch.Tensor) else answer)]
+
+    return held_against(torchs, "torch", data, graph.inputs, graph.outputs, classes)
+
+
+def held_against(
+    reference: Callable[[Arrays], Sequence[np.ndarray]], name: str, data: bytes, inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec], classes: int,
+) -> tuple[Arrays, Arrays]:  # fmt: skip
+    """Hold a serialised graph's answers against others at every parity batch and seed; its golden rows, in and out.
+
+    Args:
+        reference: its answers to inputs by name, in the order of `outputs`.
+        name: of who gives them, for errors.
+        classes: that labels may name; 1 where there are none.
+
+    Raises:
         ExportError: an output's shape, type or values differ: images by more than one level, or on more than two values
             and ROUNDED_SHARE of all; floats by more than FLOAT_TOLERANCE.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    classes = len(spec.generate.labels) if spec.generate is not None and spec.generate.labels else 1
+    session = one_threaded(data)
+    names = [t.name for t in outputs]
     for rows in PARITY_BATCHES:
         for seed in range(PARITY_SEEDS):
-            _compare(graph, session, _example(graph.inputs, rows, 100 * seed, classes), rows)
-    golden = _example(graph.inputs, GOLDEN_ROWS, 0, classes)
-    names = [t.name for t in graph.outputs]
+            given = _example(inputs, rows, 100 * seed, classes)
+            for spec, want, got in zip(outputs, reference(given), session.run(names, given), strict=True):
+                _compare(spec, want, got, name, rows)
+    golden = _example(inputs, GOLDEN_ROWS, 0, classes)
     return golden, dict(zip(names, session.run(names, golden), strict=True))
 
 
-def _compare(graph: GraphExport, session: onnxruntime.InferenceSession, inputs: Arrays, rows: int) -> None:
-    with torch.no_grad():
-        answer = graph.module(*(torch.from_numpy(inputs[t.name]) for t in graph.inputs))
-    expected = [answer] if isinstance(answer, torch.Tensor) else list(answer)
-    found = session.run([t.name for t in graph.outputs], inputs)
-    for spec, want, got in zip(graph.outputs, expected, found, strict=True):
-        reference = want.numpy()
-        if got.shape != reference.shape or got.dtype != reference.dtype or str(got.dtype) != spec.dtype:
-            raise ExportError(
-                f"output {spec.name!r} at batch {rows}: onnxruntime answers {got.dtype} {got.shape}, "
-                f"torch {reference.dtype} {reference.shape}, the spec says {spec.dtype}"
-            )
-        apart = np.abs(got.astype(np.float64) - reference.astype(np.float64))
-        if spec.dtype == "uint8":
-            if apart.max() > 1 or np.count_nonzero(apart) > 2 + ROUNDED_SHARE * apart.size:
-                raise ExportError(f"output {spec.name!r} at batch {rows} differs from torch by up to {apart.max():.0f}")
-        elif apart.max() > FLOAT_TOLERANCE * max(float(np.abs(reference).max()), 1.0):
-            raise ExportError(f"output {spec.name!r} at batch {rows} differs from torch by up to {apart.max():.2g}")
+def one_threaded(data: bytes) -> onnxruntime.InferenceSession:
+    """A session on the CPU, as every comparison uses it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(spec: TensorSpec, want: np.ndarray, got: np.ndarray, name: str, rows: int) -> None:
+    if got.shape != want.shape or got.dtype != want.dtype or str(got.dtype) != spec.dtype:
+        raise ExportError(
+            f"output {spec.name!r} at batch {rows}: onnxruntime answers {got.dtype} {got.shape}, "
+            f"{name} {want.dtype} {want.shape}, the spec says {spec.dtype}"
+        )
+    apart = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    if spec.dtype == "uint8":
+        if apart.max() > 1 or np.count_nonzero(apart) > 2 + ROUNDED_SHARE * apart.size:
+            raise ExportError(f"output {spec.name!r} at batch {rows} differs from {name} by up to {apart.max():.0f}")
+    elif apart.max() > FLOAT_TOLERANCE * max(float(np.abs(want).max()), 1.0):
+        raise ExportError(f"output {spec.name!r} at batch {rows} differs from {name} by up to {apart.max():.2g}")
 
 
 def _example(inputs: Sequence[TensorSpec], rows: int, first_seed: int, classes: int) -> Arrays:
