@@ -102,6 +102,9 @@ bench-codec: $(VENV)/.dev ## measure the PNG writer beside Pillow's; photographs
 bench-styles: $(VENV)/.dev ## a StyleGAN through HTTP beside a bare loop, and an animation's frames [SECONDS=3]
 	PYTHONPATH=. $(BIN)/python benchmarks/styles.py --seconds $(or $(SECONDS),3) --append benchmarks/RESULTS.md
 
+bench-versions: $(VENV)/.dev ## OLD= and NEW= version of a model that should draw the same, by turns
+	PYTHONPATH=. $(BIN)/python benchmarks/versions.py $(OLD) $(NEW) --append benchmarks/RESULTS.md
+
 bench-gpu: $(VENV)/.dev ## pixels, the seed promise, speed, memory and the server on a GPU [PROVIDER=cuda] [SECONDS=40]
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py --models models --provider $(or $(PROVIDER),cuda) --seconds $(or $(SECONDS),40) --limit 180
 
