@@ -22,7 +22,7 @@ LEAST = 0.3
 def directions_run(argv: Sequence[str]) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m training directions", description=__doc__)
-    parser.add_argument("--model", required=True, help="the folder of an exported version: models/faces-32/5")
+    parser.add_argument("--model", required=True, help="the folder of an exported version: models/faces-32/6")
     parser.add_argument("--data", required=True, help="a prepared set with attributes.jsonl: faces")
     parser.add_argument(
         "--attribute", action="append", required=True, metavar="NAME=FIELD[=PATTERN]",

@@ -37,7 +37,7 @@ def evaluation_run(argv: Sequence[str], data_of: DataOf) -> int:
     parser = argparse.ArgumentParser(prog="python -m training evaluate", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", help="the run's directory; the figures go there, too, and into the card on export")
-    what.add_argument("--model", help="an exported version that draws: models/faces-32/5; the figures are only shown")
+    what.add_argument("--model", help="an exported version that draws: models/faces-32/6; the figures are only shown")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="of the run")
     parser.add_argument("--samples", type=int, default=5000, help="images on each side; fewer where fewer are held out")
     parser.add_argument(

@@ -22,7 +22,7 @@ HEADING = "## Rewritten"
 def rewrite_run(argv: Sequence[str]) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m training rewrite", description=__doc__)
-    parser.add_argument("--model", required=True, help="the folder of an exported version: models/faces-32/5")
+    parser.add_argument("--model", required=True, help="the folder of an exported version: models/faces-32/6")
     parser.add_argument("--version", type=int, help="of what is written (default: the next free one)")
     args = parser.parse_args(argv)
     print(rewritten(Path(args.model), args.version))
