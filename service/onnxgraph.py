@@ -56,6 +56,8 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
+    shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    """Of the tensors that the file says it of; None for lengths that it leaves open."""
 
 
 def read_graph(path: Path) -> Graph:
@@ -84,6 +86,10 @@ def _read(view: memoryview, graph: Graph) -> None:
         elif number == 5:
             name, constant = _tensor(value)
             graph.constants[name] = constant
+        elif number in (11, 12, 13):
+            name, shape = _shaped(value)
+            if shape is not None:
+                graph.shapes[name] = shape
 
 
 def _node(view: memoryview) -> Node:
@@ -107,6 +113,28 @@ def _node(view: memoryview) -> Node:
         numbers = next(iter(ints.values()), ())
         tensor = Constant((len(numbers),), np.array(numbers, np.float64)) if numbers else None
     return Node(op, "" if domain == "ai.onnx" else domain, tuple(texts[1]), tuple(texts[2]), ints, words, tensor)
+
+
+def _shaped(view: memoryview) -> tuple[str, tuple[int | None, ...] | None]:
+    """A tensor's name and shape, None where it has none or is none."""
+    name, shape = "", None
+    for number, value in fields(view):
+        if number == 1:
+            name = text_of(value)
+        elif number == 2 and not isinstance(value, int):
+            tensor = _within(value, 1)
+            dims = None if tensor is None else _within(tensor, 2)
+            if dims is not None:
+                shape = tuple(_length(one) for key, one in fields(dims) if key == 1 and not isinstance(one, int))
+    return name, shape
+
+
+def _within(view: memoryview, wanted: int) -> memoryview | None:
+    return next((value for number, value in fields(view) if number == wanted and not isinstance(value, int)), None)
+
+
+def _length(view: memoryview) -> int | None:
+    return next((value for number, value in fields(view) if number == 1 and isinstance(value, int)), None)
 
 
 def _attribute(view: memoryview) -> tuple[str, tuple[int, ...], str | None, Constant | None]:

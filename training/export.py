@@ -26,7 +26,7 @@ from service.package import GraphDraft, ManifestDraft, write_package
 from training import card, checkpoint, projection
 from training.families import FAMILIES
 from training.family import ExportSpec, Family, GraphExport
-from training.graphforms import quickened
+from training.graphforms import lone_sums, reformed
 from training.latentspace import LatentSpace
 from training.pictures import card_png, samples_sheet
 from training.recipe import Recipe
@@ -253,10 +253,14 @@ def _without_known_noise() -> Iterator[None]:
 
 
 def _cleaned(model: onnx.ModelProto) -> bytes:
-    """Check what the graph is made of, and quicken it; drop the exporter's notes, which hold source paths of the
-    training machine."""
+    """Check what the graph is made of, and put it into the forms that are served best; drop the exporter's notes, which
+    hold source paths of the training machine."""
     check_operators(model)
-    quickened(model)
+    reformed(model)
+    if sums := lone_sums(model):
+        raise ExportError(
+            f"node {sums[0]!r} adds in another order where a row runs alone: sum the last axes, or matmul"
+        )
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

@@ -13,7 +13,7 @@ import onnx
 from service.manifest import GraphSpec
 from service.package import read_npz, read_package
 from training.export import Arrays, ExportError, held_against, one_threaded
-from training.graphforms import quickened
+from training.graphforms import reformed
 from training.repackaging import repackaged
 
 HEADING = "## Rewritten"
@@ -42,7 +42,7 @@ def rewritten(folder: Path, version: int | None = None) -> Path:
     graphs: dict[str, bytes] = {}
     for name, spec in manifest.graphs.items():
         model = onnx.load(folder / spec.file)
-        if not quickened(model):
+        if not reformed(model):
             continue
         graphs[name] = model.SerializeToString()
         rows = _held_against_itself(folder, spec, graphs[name], max(classes, 1))

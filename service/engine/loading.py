@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from service.engine.lonesums import lone_sums
 from service.engine.options import EngineOptions
 from service.engine.probing import resize
 from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, shelf_of
@@ -20,6 +21,7 @@ from service.engine.shapes import ShapedSession
 from service.errors import FileInvalid, GanymedeError, RunFailed
 from service.manifest import GraphSpec, Manifest
 from service.onnxfile import read_contents
+from service.onnxgraph import read_graph
 from service.package import read_golden, read_npz, verify_package
 from service.process import step_back
 
@@ -242,8 +244,14 @@ class _Maker:
 def _prepare_graph(
     folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress, apart: "Apart"
 ) -> PreparedGraph:
+    sums = lone_sums(read_graph(folder / spec.file))
+    if sums:
+        options = replace(options, max_batch=1)
     make = _Maker(folder / spec.file, spec, ref, options)
     plan, sessions, short = _planned(make, golden, progress, apart)
+    if sums:
+        note = f"a row alone would be summed in another order than among others ({sums[0]!r}); each runs alone"
+        plan = replace(plan, rows_independent=False, note=note)
     first = sessions[0]
     others = partial(make, watch=progress, on_cpu=first.provider == "cpu", search=plan.search)
     on_devices, left_out = _on_further_devices(first, plan, golden, options, others)

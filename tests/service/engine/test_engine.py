@@ -377,8 +377,38 @@ def normalising_graph():
     return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
 
 
-async def test_rows_that_influence_one_another_run_alone(tmp_path):
-    graph = normalising_graph()
+def summing_graph():
+    """Weighs z for each pixel, and sums over z: in another order where a row is alone."""
+    weights = np.random.RandomState(0).randn(1, 8, 8).astype(np.float32) * 40
+    tensors = {"weights": weights, "low": np.float32(0), "high": np.float32(255)}
+    whole = {"axes": [1], "behind": [2], "shape": [-1, 2, 4, 1]}
+    initializers = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in tensors.items()]
+    initializers += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in whole.items()]
+    nodes = [
+        helper.make_node("Unsqueeze", ["z", "behind"], ["column"]),
+        helper.make_node("Mul", ["column", "weights"], ["weighed"]),
+        helper.make_node("ReduceSum", ["weighed", "axes"], ["sums"]),
+        helper.make_node("Clip", ["sums", "low", "high"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["bytes"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["bytes", "shape"], ["image"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 2, 4, 1])],
+        initializers,
+        value_info=[helper.make_tensor_value_info("weighed", TensorProto.FLOAT, ["batch", 8, 8])],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("make", "note"), [(normalising_graph, "influence one another"), (summing_graph, "summed in another order")]
+)
+async def test_rows_that_influence_one_another_run_alone(tmp_path, make, note):
+    graph = make()
     draft = tiny_draft("mixed", channels=1)
     spec = draft.graphs["generator"]
     image = spec.outputs[0].model_copy(update={"shape": ("batch", 2, 4, 1)})
@@ -392,7 +422,7 @@ async def test_rows_that_influence_one_another_run_alone(tmp_path):
     )
     async with Engine(options(tmp_path)) as engine:
         plan = engine.model("mixed").plan
-        assert plan.rows_independent is False and plan.max_batch == 1
+        assert plan.rows_independent is False and plan.max_batch == 1 and note in plan.note
         both = await engine.generate("mixed", seeds=[1, 2])
         single = await engine.generate("mixed", seeds=[2])
         np.testing.assert_array_equal(both.images[1], single.images[0])
