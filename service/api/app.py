@@ -144,6 +144,7 @@ def _methods(path: str) -> list[str]:
         *routes.router.routes,
         *edits.router.routes,
         *motions.router.routes,
+        *projections.router.routes,
         *pages.router.routes,
         *pages.site.routes,
     ):

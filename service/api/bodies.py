@@ -154,6 +154,8 @@ def _named_numbers(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in text.split(","):
         name, _, number = part.strip().partition(":")
+        if name in found:
+            raise InvalidRequest(f"directions: {shown(name)} is given more than once", field="directions")
         found[name] = number
         if _NUMBER.fullmatch(number):
             with suppress(ValueError):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import ValidationInfo
 
 from service.api.strict_json import shown
-from service.engine.latents import SEED_END, TRUNCATION_MAX
+from service.engine.latents import LATENT_MOST, SEED_END, TRUNCATION_MAX
 from service.engine.steering import read_label_weights
 from service.engine.wire import from_text, numbers_of
 from service.errors import InvalidRequest, TooLarge
@@ -46,7 +46,9 @@ def read_seeds(value: object, info: ValidationInfo) -> list[int]:
     most = most_images(info)
     if isinstance(value, str):
         return _seed_ranges(value.replace(" ", ""), most)
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise ValueError('seeds is empty, must be an array such as [0, 1] or a text such as "0,1,4-6"')
+    if not isinstance(value, list):
         raise ValueError(f'seeds is {shown(value)}, must be an array such as [0, 1] or a text such as "0,1,4-6"')
     check_count("seeds", len(value), most)
     return [whole(seed, f"seeds[{index}]", 0, SEED_END - 1) for index, seed in enumerate(value)]
@@ -167,11 +169,15 @@ def _layers_of(value: object) -> Floats:
 
 
 def _numbers_of(value: object, most: int) -> Floats:
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise ValueError("latents is empty, must be an array of numbers, or one such array for each image")
+    if not isinstance(value, list):
         raise ValueError(f"latents is {shown(value)}, must be an array of numbers, or one such array for each image")
     rows = value if isinstance(value[0], list) else [value]
     check_count("latents", len(rows), most)
     length = len(rows[0])
+    if not length:
+        raise ValueError("latents[0] is empty, must be an array of numbers")
     for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != length or not row:
             raise ValueError(f"latents[{index}] is not an array of {length} numbers like the first")
@@ -181,7 +187,7 @@ def _numbers_of(value: object, most: int) -> Floats:
 
 
 def _finite(rows: list[list[float]]) -> Floats:
-    most = float(np.finfo(np.float32).max)
+    most = LATENT_MOST
     try:
         latents = np.array(rows, dtype=np.float64)
         if (np.abs(latents) <= most).all():  # NaN fails too
@@ -190,7 +196,8 @@ def _finite(rows: list[list[float]]) -> Floats:
         pass
     places = ((index, place) for index, row in enumerate(rows) for place in range(len(row)))
     index, place = next((index, place) for index, place in places if not -most <= rows[index][place] <= most)
-    raise ValueError(f"latents[{index}][{place}] is {shown(rows[index][place])}, must be finite in 32-bit floats")
+    value = shown(rows[index][place])
+    raise ValueError(f"latents[{index}][{place}] is {value}, must be between -{most:g} and {most:g}")
 
 
 def one_of(name: str, allowed: Sequence[str]) -> Callable[[object], str]:

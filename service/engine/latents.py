@@ -21,6 +21,10 @@ from service.errors import InvalidRequest
 SEED_END = 2**32
 """Seeds are 0 <= seed < SEED_END: what `RandomState` takes as one integer."""
 
+LATENT_MOST = 1e6
+"""No number of a latent that is given may lie further from 0: much further off norms overflow float32, and pictures are
+black or those of another latent. Where generators are trained, hardly any lies beyond 5."""
+
 TRUNCATION_MAX = 2.0
 """Beyond two the latents lie where no generator was trained, and the pictures fall apart."""
 
@@ -130,7 +134,7 @@ def check_latents(latents: npt.ArrayLike, latent_dim: int, *, field: str = "late
     """Latents that a caller gives outright, as [N, D] float32; one flat row of D numbers is taken as N = 1.
 
     Raises:
-        InvalidRequest: not numbers, not rows of length D, empty, or not finite in float32; names `field`.
+        InvalidRequest: not numbers, not rows of length D, empty, or beyond `LATENT_MOST`; names `field`.
     """
     try:
         given: npt.NDArray[Any] = np.asarray(latents)
@@ -145,9 +149,11 @@ def check_latents(latents: npt.ArrayLike, latent_dim: int, *, field: str = "late
         raise InvalidRequest(f"{field}: shape {shape} given, must be rows of {latent_dim} numbers", field=field)
     with np.errstate(over="ignore"):
         z = np.ascontiguousarray(given, np.float32)
-    if not np.isfinite(z).all():
-        row = int(np.flatnonzero(~np.isfinite(z).all(axis=1))[0])
-        raise InvalidRequest(f"{field}: row {row} holds a number that is not finite in float32", field=field)
+    within = np.abs(z) <= LATENT_MOST  # NaN is not
+    if not within.all():
+        row = int(np.flatnonzero(~within.all(axis=1))[0])
+        detail = f"{field}: row {row} holds a number that is not between -{LATENT_MOST:g} and {LATENT_MOST:g}"
+        raise InvalidRequest(detail, field=field)
     return z
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.latents import LATENT_MOST
 from service.errors import InvalidRequest
 
 Floats = npt.NDArray[np.float32]
@@ -132,10 +133,11 @@ def finite(numbers: npt.NDArray[np.generic], where: str) -> Floats:
     """As float32.
 
     Raises:
-        InvalidRequest: a number is not finite in float32.
+        InvalidRequest: a number lies beyond `LATENT_MOST`, or is none.
     """
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(numbers, np.float32)
-    if not np.isfinite(rounded).all():
-        raise InvalidRequest(f"{where}: holds a number that is not finite in 32-bit floats", field=top(where))
+    if not (np.abs(rounded) <= LATENT_MOST).all():
+        detail = f"{where}: holds a number that is not between -{LATENT_MOST:g} and {LATENT_MOST:g}"
+        raise InvalidRequest(detail, field=top(where))
     return rounded

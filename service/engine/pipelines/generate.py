@@ -25,6 +25,7 @@ from service.engine.pipelines.rows import (
 from service.engine.pipelines.steered import prepare_steered, settle
 from service.engine.session import Array
 from service.engine.steering import Steering
+from service.engine.wire import base64_of
 from service.errors import GanymedeError, GraphMismatch
 from service.manifest import Manifest, Task
 
@@ -144,10 +145,11 @@ def prepare(
         if wiring.label is not None:
             inputs[wiring.label] = labels_as_fed(wiring, classes)
     own = (None,) * len(z) if drawn is None else tuple(drawn)
+    recipes = None if latents is None else tuple({"latents": base64_of(row)} for row in z)
     key = None if seeds is None else (own, None if classes is None else classes.tobytes(), truncation)
     if wiring.styled is None:
-        return Rows({wiring.latent: truncate(z, truncation), **inputs}, own, names, truncation, key)
+        return Rows({wiring.latent: truncate(z, truncation), **inputs}, own, names, truncation, key, None, recipes)
     styled = wiring.styled  # whose w is truncated, and not z
     to_styles = partial(styles.plainly, mean_w=styled.mean_w, truncation=truncation, layers=styled.space.layers)
     way = styles.Way({wiring.latent: z, **inputs}, own, to_styles)
-    return Rows({}, own, names, truncation, key, way)
+    return Rows({}, own, names, truncation, key, way, recipes)

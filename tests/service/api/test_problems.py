@@ -179,6 +179,7 @@ async def test_paths_and_methods(client):
     assert reply.headers["allow"] == "GET, HEAD, POST"
     check(await client.post("/generate/", json={"model": "faces"}), 404)
     check(await client.delete("/models"), 405)
+    assert (await client.get("/project")).headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize(

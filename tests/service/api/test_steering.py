@@ -53,6 +53,9 @@ STEERED = [
     {"mix": [{"seed": 1}, {"latent": [0.5] * STYLE_DIM, "space": "w"}], "noise": "random", "noise_seed": 9},
     {"latents": [[0.25 * layer] * STYLE_DIM for layer in range(STYLE_LAYERS)], "space": "w+"},
     {"latents": [1, -1, 0, 0, 0.5, 0, 0, 0], "directions": {"sefa_2": 0.5}},
+    {"latents": [1, -1, 0, 0, 0.5, 0, 0, 0]},
+    {"model": "tiny-rgb", "latents": [1, -1, 0, 0, 0.5, 0, 0, 0], "truncation": 0.5},
+    {"model": "tiny-grey", "latents": [1, -1, 0, 0, 0.5, 0, 0, 0], "label": TINY_LABELS[1]},
 ]
 
 
@@ -78,7 +81,7 @@ async def test_json_says_it_too(real, body):
     answer = (await post(real, **body, **{"as": "json"})).json()
     image = answer["images"][0]
     recipe = {name: value for name, value in image.items() if name not in ("media_type", "b64")}
-    again = (await post(real, **recipe, truncation=answer["truncation"], **{"as": "json"})).json()
+    again = (await post(real, **{**body, **recipe, "truncation": answer["truncation"], "as": "json"})).json()
     assert again["images"] == answer["images"]
 
 
@@ -190,7 +193,7 @@ WRONG = [
     ({"latents": [[1, "a"], [1, 2]], "space": "w+"}, "latents", "must be in w+ an array for each layer"),
     ({"latents": [[1, 2], [1]], "space": "w+"}, "latents", "must be in w+ an array for each layer"),
     ({"latents": [[10**400, 2], [1, 2]], "space": "w+"}, "latents", "must be in w+ an array for each layer"),
-    ({"latents": [[1e39, 2], [1, 2]], "space": "w+"}, "latents", "not finite in 32-bit floats"),
+    ({"latents": [[1e39, 2], [1, 2]], "space": "w+"}, "latents", "not between -1e+06 and 1e+06"),
     ({"mix": [{"latent": "!"}]}, "mix", "mix[0].latent: is no base64"),
     ({"seed": 1, "directions": {"glases": 1}}, "directions", "'glases' is unknown; did you mean 'glasses'?"),
     ({"seed": 1, "directions": {"glasses": "1"}}, "directions", "directions.glasses: must be a finite number"),
@@ -223,6 +226,26 @@ async def test_what_is_wrong_is_named(real, body, field, says):
     problem = (await post(real, 422, **body)).json()
     assert problem["field"] == field and says in problem["detail"], problem
     assert problem["errors"][0]["pointer"] == f"#/{field}"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"seeds": []}, "seeds is empty"),
+        ({"latents": []}, "latents is empty"),
+        ({"latents": [[]]}, "latents[0] is empty"),
+        ({"latents": [2e6] * 8}, "latents[0][0] is 2000000.0, must be between"),
+        ({"latents": [[3e38] * STYLE_DIM], "space": "w"}, "must be between"),
+        ({"mix": [{"latent": [3e38] * STYLE_DIM, "space": "w"}]}, "is not between"),
+    ],
+)
+async def test_nothing_and_too_much_are_called_so(real, body, says):
+    assert says in (await post(real, 422, **body)).json()["detail"]
+
+
+async def test_a_direction_counts_once_in_a_url(real):
+    reply = await real.get("/generate?model=tiny-w&seed=7&directions=glasses:3,glasses:-3")
+    assert reply.status_code == 422 and '"glasses" is given more than once' in reply.json()["detail"]
 
 
 async def test_class_mixes_need_a_graph_that_takes_them(real):
