@@ -105,7 +105,7 @@ def _is_lone_sum(node: onnx.NodeProto, shapes: Shapes, constants: Constants) -> 
     """Whether the summed axes come right after the rows, or after axes of length 1, and others remain behind them."""
     axes = _axes(node, constants) if node.op_type in SUMS else []
     shape = shapes.get(node.input[0]) if axes != [] else None
-    if axes == [] or shape is None or axes is None:
+    if axes == [] or not shape or axes is None:
         return axes != [] and (axes is None or sorted(axes) != list(range(-len(axes), 0)))
     summed = {axis % len(shape) for axis in axes}
     first = min(summed)

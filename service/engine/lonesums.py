@@ -24,7 +24,7 @@ def _differs(node: Node, graph: Graph) -> bool:
     shape = graph.shapes.get(node.inputs[0])
     if shape is None and node.inputs[0] in graph.constants:
         shape = graph.constants[node.inputs[0]].dims
-    if shape is None:
+    if not shape:
         return not _are_last(axes)
     summed = {axis % len(shape) for axis in axes}
     first = min(summed)
