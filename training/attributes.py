@@ -143,8 +143,8 @@ class Drawer:
         spec = manifest.generate
         assert spec is not None  # it draws
         self.name, self._spec = manifest.ref, spec
-        self._draw = _Session(folder, draws, spec.latent_dim, threads)
-        self._map = None if maps is None else _Session(folder, maps, spec.latent_dim, threads)
+        self._draw = GraphSession(folder / draws.file, draws, spec.latent_dim, threads)
+        self._map = None if maps is None else GraphSession(folder / maps.file, maps, spec.latent_dim, threads)
 
     def latents(self, seeds: Sequence[int]) -> FLOATS:
         """What the seeds mean where directions are: [N, D]."""
@@ -166,14 +166,23 @@ class Drawer:
         return labels_from_seeds(seeds, len(self._spec.labels)) if self._spec.labels else None
 
 
-class _Session:
-    def __init__(self, folder: Path, graph: GraphSpec, latent_dim: int, threads: int) -> None:
+class GraphSession:
+    """A graph on the CPU, fed by the kinds of its inputs, with the noise of seed 0.
+
+    Args:
+        model: its file, or what it holds.
+        graph: its inputs and outputs.
+        threads: of each run; 0: one for each core.
+    """
+
+    def __init__(self, model: Path | bytes, graph: GraphSpec, latent_dim: int, threads: int) -> None:
         self._graph, self._latent_dim = graph, latent_dim
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(folder / graph.file, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, **values: NDArray[Any] | None) -> Any:
+        """The first output; `latent`, and `label` [N] int64 where it takes classes, one row for each answer."""
         rows = len(values["latent"])  # type: ignore[arg-type]
         feeds = {tensor.name: self._feed(tensor, values.get(tensor.kind), rows) for tensor in self._graph.inputs}
         parts = []

@@ -5,19 +5,16 @@ is gone or never was here. Path length is why the floats are wanted: over its sm
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.engine.latents import noise_from_seeds
-from service.manifest import GraphSpec, Manifest, TensorSpec
+from service.manifest import GraphSpec, Manifest
 from service.package import read_npz, read_package
-from training.attributes import AttributesError, drawing_graphs
+from training.attributes import AttributesError, GraphSession, drawing_graphs
 from training.checkpoint import CheckpointError
 
 
@@ -48,60 +45,42 @@ class ExportedGenerator(nn.Module):
         assert spec is not None  # it draws
         self._classes, latent_dim = len(spec.labels or ()), spec.latent_dim
         model, channels_first = _unrounded(folder, draws)
-        self._draws = _Graph(model.SerializeToString(), draws, latent_dim, threads)
+        self._draws = GraphSession(model.SerializeToString(), draws, latent_dim, threads)
         self._channels_first = channels_first
         self._maps = None
         if maps is not None:
-            self._maps = _Graph((folder / maps.file).read_bytes(), maps, latent_dim, threads)
+            self._maps = GraphSession(folder / maps.file, maps, latent_dim, threads)
             self.style_layers = int(spec.style_layers or 0)
             self.register_buffer("mean_w", torch.from_numpy(_mean_w(folder, self.manifest)))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class."""
         if self._maps is None:
-            return self._images(z, labels)
+            return self._images(z, self._checked(labels))
         return self.synthesis(self.mapping(z, labels)[:, None].expand(-1, self.style_layers, -1))
 
     def mapping(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents z [N, D] to w [N, D]."""
         assert self._maps is not None
-        return torch.from_numpy(self._maps(z, labels))
+        return torch.from_numpy(self._maps(latent=_array(z), label=self._checked(labels)))
 
     def synthesis(self, w: Tensor) -> Tensor:
         """Styles [N, layers, D] to images."""
         return self._images(w, None)
 
-    def _images(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        levels = torch.from_numpy(self._draws(latents, labels))
+    def _images(self, latents: Tensor, labels: NDArray[np.int64] | None) -> Tensor:
+        levels = torch.from_numpy(self._draws(latent=_array(latents), label=labels))
         images = levels if self._channels_first else levels.permute(0, 3, 1, 2)
         return (images / 127.5 - 1).clamp(-1, 1)
 
+    def _checked(self, labels: Tensor | None) -> NDArray[np.int64] | None:
+        if labels is None and self._classes:
+            raise CheckpointError(f"{self.manifest.ref} has {self._classes} classes: a class must be given")
+        return None if labels is None else labels.numpy()
 
-class _Graph:
-    """A session, fed by the kinds of its inputs."""
 
-    def __init__(self, model: bytes, graph: GraphSpec, latent_dim: int, threads: int) -> None:
-        self._graph, self._latent_dim = graph, latent_dim
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, latents: Tensor, labels: Tensor | None) -> NDArray[np.float32]:
-        feeds = {tensor.name: self._feed(tensor, latents, labels) for tensor in self._graph.inputs}
-        answer: NDArray[np.float32] = self._session.run(None, feeds)[0]
-        return answer
-
-    def _feed(self, tensor: TensorSpec, latents: Tensor, labels: Tensor | None) -> NDArray[Any]:
-        if tensor.kind == "latent":
-            return latents.float().contiguous().numpy()
-        if tensor.kind == "noise":
-            return np.repeat(noise_from_seeds([0], self._latent_dim, int(tensor.shape[1])), len(latents), axis=0)
-        if labels is None:
-            raise CheckpointError(f"input {tensor.name!r} is {tensor.kind}: a class must be given")
-        if tensor.dtype == "float32":  # a weight for each class
-            weights: NDArray[np.float32] = np.eye(int(tensor.shape[1]), dtype=np.float32)[labels.numpy()]
-            return weights
-        return labels.numpy()
+def _array(latents: Tensor) -> NDArray[np.float32]:
+    return latents.float().contiguous().numpy()
 
 
 def _mean_w(folder: Path, manifest: Manifest) -> NDArray[np.float32]:

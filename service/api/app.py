@@ -38,6 +38,8 @@ SECURITY_HEADERS = (
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 )
 """Of every answer, where they are asked for. Pages have a content security policy of their own always."""
+ROUTERS = (routes.router, edits.router, motions.router, projections.router, pages.router)
+"""Always served; the playground's pages come beside them where they are asked for."""
 CROSS_ORIGIN: dict[str, Any] = {
     "allow_methods": ["GET", "HEAD", "POST"],
     "allow_headers": [
@@ -92,11 +94,8 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     app.add_middleware(RequestContext, ledger=ledger)
     app.state.front = Front(parts, ledger, guard)
     problems.install(app, _methods)
-    app.include_router(routes.router)
-    app.include_router(edits.router)
-    app.include_router(motions.router)
-    app.include_router(projections.router)
-    app.include_router(pages.router)
+    for router in ROUTERS:
+        app.include_router(router)
     if settings.playground:
         app.include_router(pages.site)
     app.openapi = _openapi(app, settings.with_keys)  # type: ignore[method-assign]
@@ -140,14 +139,7 @@ def engine_of(settings: Settings) -> "Engine":
 def _methods(path: str) -> list[str]:
     """What a path answers to, over all routes: a router alone knows only the first that matches."""
     found: set[str] = set()
-    for route in (
-        *routes.router.routes,
-        *edits.router.routes,
-        *motions.router.routes,
-        *projections.router.routes,
-        *pages.router.routes,
-        *pages.site.routes,
-    ):
+    for route in (route for router in (*ROUTERS, pages.site) for route in router.routes):
         if isinstance(route, APIRoute) and route.path_regex.match(path):
             found |= route.methods or set()
     return sorted(found | ({"HEAD"} if "GET" in found else set()))

@@ -46,12 +46,14 @@ def read_seeds(value: object, info: ValidationInfo) -> list[int]:
     most = most_images(info)
     if isinstance(value, str):
         return _seed_ranges(value.replace(" ", ""), most)
-    if value == []:
-        raise ValueError('seeds is empty, must be an array such as [0, 1] or a text such as "0,1,4-6"')
-    if not isinstance(value, list):
-        raise ValueError(f'seeds is {shown(value)}, must be an array such as [0, 1] or a text such as "0,1,4-6"')
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'seeds is {_told(value)}, must be an array such as [0, 1] or a text such as "0,1,4-6"')
     check_count("seeds", len(value), most)
     return [whole(seed, f"seeds[{index}]", 0, SEED_END - 1) for index, seed in enumerate(value)]
+
+
+def _told(value: object) -> str:
+    return "empty" if value == [] else shown(value)
 
 
 def _seed_ranges(text: str, most: int) -> list[int]:
@@ -169,10 +171,8 @@ def _layers_of(value: object) -> Floats:
 
 
 def _numbers_of(value: object, most: int) -> Floats:
-    if value == []:
-        raise ValueError("latents is empty, must be an array of numbers, or one such array for each image")
-    if not isinstance(value, list):
-        raise ValueError(f"latents is {shown(value)}, must be an array of numbers, or one such array for each image")
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"latents is {_told(value)}, must be an array of numbers, or one such array for each image")
     rows = value if isinstance(value[0], list) else [value]
     check_count("latents", len(rows), most)
     length = len(rows[0])

@@ -352,6 +352,20 @@ async def test_a_real_run_that_answers_nan_fails_alone(tmp_path):
         assert engine.stats()["half@1"].apart_total == 1
 
 
+def small_graph(nodes, initializers, told=()):
+    """z of eight numbers to an image of eight pixels; `told`: shapes of what lies between."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 2, 4, 1])],
+        initializers,
+        value_info=told,
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
 def normalising_graph():
     """Training-mode batch statistics: subtracts the batch's mean, so neighbours show in every row."""
     nodes = [
@@ -366,15 +380,7 @@ def normalising_graph():
     initializers = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()]
     initializers.append(numpy_helper.from_array(np.array([0], np.int64), "axis"))
     initializers.append(numpy_helper.from_array(np.array([-1, 2, 4, 1], np.int64), "shape"))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 8])],
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 2, 4, 1])],
-        initializers,
-    )
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    return small_graph(nodes, initializers)
 
 
 def summing_graph():
@@ -392,16 +398,8 @@ def summing_graph():
         helper.make_node("Cast", ["clipped"], ["bytes"], to=TensorProto.UINT8),
         helper.make_node("Reshape", ["bytes", "shape"], ["image"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 8])],
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 2, 4, 1])],
-        initializers,
-        value_info=[helper.make_tensor_value_info("weighed", TensorProto.FLOAT, ["batch", 8, 8])],
-    )
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    told = helper.make_tensor_value_info("weighed", TensorProto.FLOAT, ["batch", 8, 8])
+    return small_graph(nodes, initializers, [told])
 
 
 @pytest.mark.parametrize(
