@@ -8,7 +8,6 @@ distance between distributions, so that no colour is pulled towards the mean, an
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ def recolour(
     """A copy of the generator whose palette fits the images.
 
     Args:
-        generator: z [N, latent_dim] to images [N, C, H, W] in [-1, 1]; with a palette head as its `to_image`.
+        generator: z [N, latent_dim] to images [N, C, H, W] in [-1, 1], with a palette head.
         images: [N, H, W, C] uint8, training images; at least BATCH.
         steps: of Adam, on BATCH images each; half a second of one core for each at 32 px.
 
@@ -45,8 +44,7 @@ def recolour(
     Raises:
         RecipeError: the generator has no palette head, there are too few images, or no steps.
     """
-    head = getattr(generator, "to_image", None)
-    if not isinstance(head, PaletteHead):
+    if not _heads(generator):
         raise RecipeError("palette is 0: this generator has no palette whose colours could be fitted")
     if len(images) < BATCH:
         raise RecipeError(f"images are {len(images)}, fitting colours needs at least {BATCH}")
@@ -55,7 +53,7 @@ def recolour(
     moving = copy.deepcopy(generator).eval().requires_grad_(False)
     mean = copy.deepcopy(moving)
     colours = _Colours(moving)
-    optimiser = torch.optim.Adam(colours.parameters, lr=_RATE, betas=(0.5, 0.99))
+    optimiser = torch.optim.Adam(colours.parameters, lr=colours.rate, betas=(0.5, 0.99))
     random = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):
         chosen = torch.randint(len(images), (BATCH,), generator=random).numpy()
@@ -72,28 +70,34 @@ def recolour(
     return mean
 
 
+def _heads(generator: nn.Module) -> list[PaletteHead]:
+    """Its palette head, or none."""
+    return [module for module in generator.modules() if isinstance(module, PaletteHead)]
+
+
 class _Colours:
     """A generator of which only the colours learn: what comes before them is computed without a graph."""
 
     def __init__(self, generator: nn.Module) -> None:
         self._generator = generator
-        head: Any = generator.to_image
-        self._head = head
-        self.parameters = [head.shared, *head.colours.parameters()]
+        (self._head,) = _heads(generator)
+        self.parameters = [self._head.shared, *self._head.colours.parameters()]
         for parameter in self.parameters:
             parameter.requires_grad_(True)
-        self._seen: list[Tensor] = []
-        head.register_forward_pre_hook(lambda module, given: self._seen.append(given[0].detach()))
+        # Where the head has its weights enlarged, as beside equalised ones, steps are as much larger.
+        self.rate = _RATE / self._head.rate
+        # Features, and what the colours are drawn from: z, or a StyleGAN's w.
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._head.register_forward_pre_hook(lambda module, given: self._seen.append(given))
 
     def draw(self, z: Tensor) -> Tensor:
         """Images [N, C, H, W] of z [N, latent_dim], with gradients to the colours."""
-        parts = z.split(64)
         self._seen.clear()
         with torch.no_grad():
-            for part in parts:
+            for part in z.split(64):
                 self._generator(part)
-        features = list(self._seen)
-        return torch.cat([self._head(x, part) for x, part in zip(features, parts, strict=True)])
+        # Drawing calls the head, which sees the list grow again: a copy is gone through.
+        return torch.cat([self._head(x, latent) for x, latent in list(self._seen)])
 
 
 def _distance(drawn: Tensor, real: Tensor, random: torch.Generator) -> Tensor:

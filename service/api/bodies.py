@@ -116,7 +116,7 @@ def parse(kind: type[Body], given: Mapping[str, Any], context: Mapping[str, int]
         return request
     if len(wrong) == 1:
         raise wrong[0]
-    told = [{"detail": one.detail, "pointer": pointer(one.field or "")} for one in wrong]
+    told = [{"detail": one.detail, "pointer": pointer(one.field or "", one.detail)} for one in wrong]
     raise Invalid(told, field=wrong[0].field, allowed=wrong[0].allowed)
 
 

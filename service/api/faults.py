@@ -1,5 +1,6 @@
 """Errors of the HTTP side alone; `service.errors` has those of the domain."""
 
+import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
@@ -58,9 +59,24 @@ class FileMissing(errors.InvalidRequest):
     """The model is there, but not this file of it."""
 
 
-def pointer(field: str) -> str:
-    """A field of the body as a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6)."""
-    return "#/" + quote(field.replace("~", "~0").replace("/", "~1"), safe="~!$&'()*+,;=:@", errors="replace")
+_STEP = re.compile(r"\[([0-9]+)\]|\.([a-z_]+)")
+
+
+def pointer(field: str, detail: str = "") -> str:
+    """Where in the body an error is, as a JSON pointer in a URI fragment (RFC 6901, sections 3 and 6).
+
+    Args:
+        detail: the error's. Of one inside the field it begins with the path, `latents[1][3]` or `styles[0].layers`.
+    """
+    steps, at = [field], len(field)
+    if field and detail.startswith(field):
+        while step := _STEP.match(detail, at):
+            steps.append(step[1] or step[2])
+            at = step.end()
+        if at < len(detail) and detail[at] not in " :":  # it goes on in a way that only the field itself explains
+            steps = [field]
+    escaped = "/".join(step.replace("~", "~0").replace("/", "~1") for step in steps)
+    return "#/" + quote(escaped, safe="~!$&'()*+,;=:@/", errors="replace")
 
 
 class Invalid(errors.InvalidRequest):

@@ -260,5 +260,7 @@ def parse_interpolate_query(pairs: Sequence[tuple[str, str]], *, max_images: int
         InvalidRequest: names the first wrong parameter.
     """
     given = typed(query_of(pairs, QUERY_FIELDS))
+    if "seeds" not in given:
+        raise InvalidRequest("seeds is missing: at least 2, such as 1,2", field="seeds")
     given["loop"] = {"true": True, "false": False}.get(given.get("loop", "false"), given.get("loop"))
     return parse_interpolate(given, max_images=max_images)

@@ -74,13 +74,13 @@ def render(
     headers = [(b"x-model", drawn.model.encode("ascii"))]
     if form.shape == "npy":
         body = npy_of(_latents(drawn))
-        return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn)), (b"x-space", _space(drawn))])
+        return Rendered(body, form.media_type, [*headers, *_seeds(drawn), (b"x-space", _space(drawn))])
     if form.shape == "grid":
         recipe: dict[str, object] = {"model": drawn.model, "seeds": list(drawn.seeds), "labels": list(drawn.labels)}
         recipe |= {"truncation": drawn.truncation} | joined(drawn.recipes)
         provenance = Provenance(recipe) if marked else None
         body = encode(compose_grid(drawn.images), form.fmt, provenance, options)
-        return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
+        return Rendered(body, form.media_type, [*headers, *_seeds(drawn)])
     started = perf_counter()
     files = _files(drawn, form.fmt, options, marked)
     if form.shape == "image":
@@ -94,7 +94,7 @@ def render(
         return Rendered(files[0], form.media_type, headers)
     if form.shape == "zip":
         body = _zip(drawn, files, form.fmt, latents)
-        return Rendered(body, form.media_type, [*headers, (b"x-seeds", _seed_list(drawn))])
+        return Rendered(body, form.media_type, [*headers, *_seeds(drawn)])
     return Rendered(_json(drawn, files, form.fmt, perf_counter() - started, latents), form.media_type, headers)
 
 
@@ -226,8 +226,11 @@ def written(latent: "npt.NDArray[np.float32]", how: str) -> object:
     return base64_of(latent) if how == "base64" else base64.b64encode(npy_of(latent)).decode("ascii")
 
 
-def _seed_list(drawn: "Generated") -> bytes:
-    return ",".join("" if seed is None else str(seed) for seed in drawn.seeds).encode("ascii")
+def _seeds(drawn: "Generated") -> list[tuple[bytes, bytes]]:
+    """`X-Seeds`, where the pictures are of seeds."""
+    if all(seed is None for seed in drawn.seeds):
+        return []
+    return [(b"x-seeds", ",".join("" if seed is None else str(seed) for seed in drawn.seeds).encode("ascii"))]
 
 
 def _json(drawn: "Generated", files: list[bytes], fmt: str, encode_s: float, latents: str | None) -> bytes:
@@ -260,7 +263,9 @@ def _zip(drawn: "Generated", files: list[bytes], fmt: str, latents: str | None) 
         name = f"{stem}.{fmt}" if taken[stem] == 1 else f"{stem}-{taken[stem]}.{fmt}"
         named.append((name, file))
         index.append(_listed(name, seed, label, recipe))
-    summary = _one_line({"model": drawn.model, "truncation": drawn.truncation})
+    about = {"model": drawn.model, "truncation": drawn.truncation}
+    about |= {} if latents is None else {"space": _space(drawn).decode("ascii")}
+    summary = _one_line(about)
     listed = f'{summary[:-1]}, "images": [\n' + ",\n".join(index) + "\n]}\n"
     if latents is not None:
         named.append(("latents.npy", npy_of(_latents(drawn))))

@@ -118,7 +118,7 @@ def reply_to(error: errors.GanymedeError, record: Record | None, path: str = "")
         if isinstance(error, Invalid):
             body["errors"] = error.errors
         elif error.field is not None and kind.status == 422:
-            body["errors"] = [{"detail": error.detail, "pointer": pointer(error.field)}]
+            body["errors"] = [{"detail": error.detail, "pointer": pointer(error.field, error.detail)}]
     if isinstance(error, errors.Unavailable):
         body["reason"] = _reason(error, kind)
         if error.retry_after_s is not None or kind.status in (429, 503):

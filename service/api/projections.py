@@ -69,6 +69,9 @@ class _Choices:
         self.fmt = _one_of(fields, "format", tuple(FORMATS))
         self.shape = _one_of(fields, "as", SHAPES)
         self.encoding = _one_of(fields, "return_latents", ENCODINGS)
+        if self.encoding is not None and self.shape == "image":
+            detail = "return_latents: as is 'image', which has no room for them; use json or npy"
+            raise InvalidRequest(detail, field="as", allowed=["json", "npy"])
         self.label = fields.get("label")
         self.passes: int | None = None
         if (text := fields.get("passes")) is not None:

@@ -44,6 +44,17 @@ def test_colours_come_nearer_and_nothing_else_moves():
     assert not after.training and after.state_dict().keys() == before.state_dict().keys()
 
 
+def test_a_stylegans_palette_is_fitted_from_its_w():
+    recipe = shrunk("stylegan", palette=4, architecture="demod", mapping_layers=2)
+    torch.manual_seed(1)
+    before = FAMILIES["stylegan"].nets(recipe)["generator"].eval()
+    after = recolour(before, recipe.latent_dim, brown(), steps=40)
+    wanted = torch.tensor([120.0, 70.0, 40.0])
+    assert (mean_colour(after) - wanted).norm() < 0.8 * (mean_colour(before) - wanted).norm()
+    moved = {n for n, p in after.named_parameters() if not torch.equal(p, before.state_dict()[n])}
+    assert moved and all(name.startswith(("synthesis.palette.shared", "synthesis.palette.colours")) for name in moved)
+
+
 def test_equal_seeds_give_equal_colours():
     first, second = (recolour(generator(), PALETTE.latent_dim, brown(), steps=2, seed=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

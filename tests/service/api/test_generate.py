@@ -97,6 +97,13 @@ async def test_latents_outright_have_no_seed(client, latents, count):
     assert [image["seed"] for image in reply["images"]] == [None] * count
 
 
+@pytest.mark.parametrize("shape", ["zip", "grid"])
+async def test_latents_outright_have_no_list_of_seeds(client, shape):
+    body = {"model": "faces", "latents": [[0, 1, 2, 3], [1, 1, 1, 1]], "as": shape}
+    reply = await client.post("/generate", json=body)
+    assert reply.status_code == 200 and "x-seeds" not in reply.headers
+
+
 async def test_label_in_a_header_is_percent_encoded(client):
     reply = await client.post("/generate", json={"model": "clothes", "seed": 1, "label": LABELS.index("Čepice")})
     assert reply.headers["x-label"] == "%C4%8Cepice"

@@ -298,7 +298,8 @@ async def test_what_is_wrong_is_named(real, body, field, says):
 
 async def test_wrong_models_and_queries(real):
     assert (await post(real, 404, model="tiny")).json()["field"] == "model"
-    for query, field in (("model=tiny-w&seeds=1,2&frame=3", "frame"), ("model=tiny-w", "keys"), ("seeds=1,2", "model")):
+    frame = "model=tiny-w&seeds=1,2&frame=3"
+    for query, field in ((frame, "frame"), ("model=tiny-w", "seeds"), ("seeds=1,2", "model")):
         reply = await real.get(f"/interpolate?{query}")
         assert reply.status_code == 422 and reply.json()["field"] == field
 

@@ -77,7 +77,7 @@ async def test_wrong_fields(client, body, status, field, says):
     problem = check(await client.post("/generate", json=body), status)
     assert problem["field"] == field and says in problem["detail"]
     if status == 422:
-        assert problem["errors"][0]["pointer"] == f"#/{field}"
+        assert problem["errors"][0]["pointer"].partition("/")[2].partition("/")[0] == field
 
 
 async def test_allowed_values_are_listed(client):
@@ -257,6 +257,23 @@ async def test_pointers_are_escaped(client):
     assert check(reply, 422)["errors"][0]["pointer"] == "#/a~1b~0c%20d"
     reply = await client.post("/generate", content=rb'{"model": "faces", "\ud800": 1}', headers=JSON)
     assert check(reply, 422)["errors"][0]["pointer"] == "#/%3F"
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        ({"model": "clothes", "seeds": [1, 2, -1]}, "#/seeds/2"),
+        ({"model": "clothes", "label": ["Sneaker", 2, []], "seeds": [1, 2, 3]}, "#/label/2"),
+        ({"model": "clothes", "latents": [[1, 2], [1, "x"]]}, "#/latents/1"),
+        ({"model": "clothes", "latents": [[1, 2], [1, 1e300]]}, "#/latents/1/1"),
+        ({"model": "clothes", "styles": [{"seed": 1, "layers": "x"}]}, "#/styles/0/layers"),
+        ({"model": "clothes", "mix": [{"seed": 1}, {"sede": 1}]}, "#/mix/1"),
+        ({"model": "clothes", "directions": {"a": "x"}}, "#/directions/a"),
+        ({"model": "clothes", "directions": {"A b[0]": "x"}}, "#/directions"),
+    ],
+)
+async def test_pointers_lead_into_a_field(client, body, at):
+    assert check(await client.post("/generate", json=body), 422)["errors"][0]["pointer"] == at
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(client, engine):

@@ -121,6 +121,7 @@ WRONG = [
     ({"as": "zip"}, 422, "as", "must be one of json, image, npy"),
     ({"format": "gif"}, 422, "format", "must be one of png, jpeg, webp"),
     ({"return_latents": "xml"}, 422, "return_latents", "must be one of json, base64, npy"),
+    ({"return_latents": "json", "as": "image"}, 422, "as", "has no room for them"),
     ({"pass": "2"}, 422, "pass", "did you mean 'passes'?"),
     ({"label": "Circle"}, 422, "label", "no classes"),
 ]

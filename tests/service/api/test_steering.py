@@ -113,6 +113,7 @@ async def test_latents_as_an_npy_file(real):
     archive = zipfile.ZipFile(io.BytesIO(packed.content))
     assert archive.namelist() == ["seed-1.png", "seed-2.png", "latents.npy", "images.json"]
     assert archive.read("latents.npy") == reply.content
+    assert json.loads(archive.read("images.json"))["space"] == "w+"
     head = {"content-type": "application/x-npy"}
     sent = await real.post("/generate?model=tiny-w&space=w%2B&as=json", content=reply.content, headers=head)
     for image, expected in zip(sent.json()["images"], drawn.images, strict=True):
@@ -225,7 +226,7 @@ WRONG = [
 async def test_what_is_wrong_is_named(real, body, field, says):
     problem = (await post(real, 422, **body)).json()
     assert problem["field"] == field and says in problem["detail"], problem
-    assert problem["errors"][0]["pointer"] == f"#/{field}"
+    assert problem["errors"][0]["pointer"].split("/")[1] == field
 
 
 @pytest.mark.parametrize(
