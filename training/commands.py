@@ -17,7 +17,7 @@ import torch
 from service.errors import GanymedeError
 from training import checkpoint
 from training import export as exporting
-from training.datasets import DataError, ImageSet, PairSet, load
+from training.datasets import DataError, ImageSet, PairSet, channels_of, load
 from training.evaluationruns import evaluation_run
 from training.exported import adopt
 from training.families import FAMILIES
@@ -147,6 +147,10 @@ def _image_trainer(
     family: Family, recipe: Recipe, args: argparse.Namespace, options: TrainOptions
 ) -> tuple[Recipe, ImageSet, Trainer]:
     """The recipe with what the data decides, the data, and a trainer of a family that draws images from latents."""
+    own = channels_of(args.data, Path(args.data_root))
+    if own is not None and own != recipe.channels and "channels" not in Recipe.parse(args.set):
+        print(f"{args.data} is {'grey' if own == 1 else 'in colour'}: channels={own}")
+        recipe = recipe.replaced(channels=own)
     data = load(
         args.data, size=recipe.size, channels=recipe.channels, root=Path(args.data_root), strict=args.strict,
         report=say_report,

@@ -11,6 +11,7 @@ from tinytraining import differing
 
 from training import checkpoint, commands
 from training.__main__ import COMMANDS, main
+from training.datasets import prepared
 from training.families import FAMILIES
 from training.losses import OBJECTIVES
 from training.trainer import Trainer
@@ -107,6 +108,20 @@ def test_train_leaves_a_whole_run(folder, tmp_path, capsys):
     assert "30 images used" in err and "img/s" in err
     assert train(folder, run, family="cgan") == 1
     assert "already holds a run: add --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_prepared_set_decides_on_colour_unless_asked(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, channels), np.uint8)
+    about = {"name": "tiny", "classes": [], "license": "CC0", "source": "none"}
+    prepared.write(tmp_path / "data" / "tiny", {"train_images": images[:20], "test_images": images[20:]}, about)
+    root = ["--data-root", str(tmp_path / "data")]
+    for family in ("gan", "dcgan"):  # recipes for grey and for colour
+        assert train("tiny", tmp_path / family, *root, family=family) == 0
+        assert json.loads((tmp_path / family / "recipe.json").read_text())["recipe"]["channels"] == channels
+    other = 4 - channels
+    assert train("tiny", tmp_path / "asked", *root, f"--set=channels={other}", family="dcgan") == 0
+    assert json.loads((tmp_path / "asked" / "recipe.json").read_text())["recipe"]["channels"] == other
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

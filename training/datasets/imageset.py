@@ -84,6 +84,18 @@ def load(
     return images
 
 
+def channels_of(source: str, root: Path = ROOT) -> int | None:
+    """1 for a prepared set of grey images, 3 for one of colour; None where `source` is no set that is there.
+
+    Raises:
+        BrokenSet: its description cannot be read.
+    """
+    for folder in (root / source, Path(source)):
+        if source and prepared.is_prepared(folder):
+            return int(prepared.read_meta(folder)["channels"])
+    return None
+
+
 def _load_prepared(folder: Path, size: int, channels: int) -> tuple[ImageSet, DataReport]:
     arrays, meta = prepared.read(folder)
     mark = str(meta["fingerprint"])
