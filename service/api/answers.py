@@ -102,6 +102,7 @@ class ModelSummary(BaseModel):
     labels: list[str] | None = Field(description="The classes in index order; null if unconditional.")
     latent_dim: int | None
     truncation: bool
+    mask: bool = Field(description="Whether `/translate` takes a mask.")
     steering: "SteeringPage | None" = Field(description="What its latents can be asked for; null if it draws none.")
     license: str
     paper: str

@@ -48,7 +48,7 @@ CROSS_ORIGIN: dict[str, Any] = {
     ],
     "expose_headers": [
         "ETag", "Retry-After", "Retry-After-Ms", "Server-Timing", "Traceparent", "X-Label", "X-Model", "X-Request-Id",
-        "X-Resized", "X-Seed", "X-Seeds",
+        "X-Frames", "X-Psnr-Db", "X-Recipe", "X-Resized", "X-Seed", "X-Seeds", "X-Space",
     ],
     "max_age": 600,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, PlainValidator, ValidationError, WithJsonSchema
 
 from service.api import fields
-from service.api.faults import Invalid, pointer
+from service.api.faults import raise_all
 from service.api.strict_json import shown
 from service.engine import steering
 from service.engine.latents import TRUNCATION_MAX
@@ -108,16 +108,14 @@ def parse(kind: type[Body], given: Mapping[str, Any], context: Mapping[str, int]
     strangers = islice((name for name in given if name not in names), UNKNOWN_TOLD)
     wrong = [unknown(name, names) for name in strangers]
     present = {name: given[name] for name in names if given.get(name) is not None}
+    request = None
     try:
         request = kind.model_validate(present, context=dict(context))
     except ValidationError as error:
         wrong += _wrong(error)
-    if not wrong:
-        return request
-    if len(wrong) == 1:
-        raise wrong[0]
-    told = [{"detail": one.detail, "pointer": pointer(one.field or "", one.detail)} for one in wrong]
-    raise Invalid(told, field=wrong[0].field, allowed=wrong[0].allowed)
+    raise_all(wrong)
+    assert request is not None  # else there was an error
+    return request
 
 
 def query_of(pairs: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, Any]:

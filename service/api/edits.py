@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api import problems, requests
-from service.api.negotiation import choose
+from service.api.faults import raise_all
+from service.api.negotiation import Form, choose
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
 from service.api.plain import Headers
@@ -22,11 +23,11 @@ from service.api.reading import BINARY, ERRORS, Upload, apart, openapi, read_upl
 from service.api.record import record_of
 from service.api.streaming import Streamed
 from service.api.strict_json import shown
-from service.api.uploads import Form
+from service.api.uploads import Form as Fields
 from service.errors import (
     InvalidRequest,
 )
-from service.imaging import FORMATS, Provenance, encode, encoder_version
+from service.imaging import FORMATS, LONGEST_SIDE, Provenance, check_side, encode, encoder_version
 from service.imaging.png_stream import PngStream
 from service.manifest import Task
 
@@ -54,7 +55,15 @@ _FIELDS = {"image": BINARY, "model": _TEXT, "format": {"enum": list(FORMATS)}}
     summary="Make one picture of another",
     response_class=Response,
     responses=_RESPONSES,
-    openapi_extra=openapi({**_FIELDS, "mask": BINARY}),
+    openapi_extra=openapi(
+        {
+            **_FIELDS,
+            "mask": {
+                **BINARY,
+                "description": "For repair models: of the image's size, white where to fill in, or transparent.",
+            },
+        }
+    ),
 )
 async def translate(request: Request, parts: PartsDep) -> Response:
     """Sketch to colour, photo repair and the like; same size, unless the model has a fixed one."""
@@ -78,15 +87,15 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     record = record_of(request)
     record.task = task.value
     headers_in = Headers(request.scope["headers"])
-    timeout_s = requests.timeout_of(headers_in, parts)
+    timeout_s, accept = requests.timeout_of(headers_in, parts), headers_in.joined(b"accept")
+    schedule: dict[str, Any] = {"priority": requests.number_of(headers_in, "X-Priority", 1, 9) or 5}
     with ExitStack() as held:
-        asked = await read_upload(request, parts, task, known, held, _choices)
-        form = choose("image", asked.choices[1], 1, headers_in.joined(b"accept"))
+        asked = await read_upload(request, parts, task, known, held, partial(_choices, accept))
         left_s = max(0.001, timeout_s - (perf_counter() - record.started))
-        schedule: dict[str, Any] = {"priority": requests.number_of(headers_in, "X-Priority", 1, 9) or 5}
         schedule |= {"timeout_s": left_s} | ({} if record.share is None else {"share": record.share})
         started = _begin(parts, task, asked, schedule)
         painting = await requests.while_connected(request, started)
+        form = _form(painting, asked.choices[1], accept)
         record.model = painting.model
         headers = {"x-model": painting.model, "vary": "Accept"}
         if painting.model == asked.model.manifest.ref:
@@ -108,6 +117,19 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
     return Response(body, 200, headers, form.media_type)
 
 
+def _form(painting: "Painting", fmt: str | None, accept: str | None) -> Form:
+    """In which format the answer comes, among those that hold its sides: told before anything is run.
+
+    Raises:
+        InvalidRequest: the format asked for does not hold them.
+        NotAcceptable: see `choose`.
+    """
+    side = max(painting.height, painting.width)
+    if fmt is not None:
+        check_side(fmt, side)
+    return choose("image", fmt, 1, accept, tuple(one for one in FORMATS if side <= LONGEST_SIDE[one]))
+
+
 async def _begin(parts: Parts, task: Task, asked: Asked, schedule: dict[str, Any]) -> "Painting":
     """Hand the picture to the engine."""
     name, picture = asked.name, asked.picture
@@ -116,19 +138,24 @@ async def _begin(parts: Parts, task: Task, asked: Asked, schedule: dict[str, Any
     return await parts.engine.translate(name, picture.rgb, alpha=picture.alpha, mask=asked.mask, **schedule)
 
 
-def _choices(form: Form, model: "ModelInfo") -> tuple[int | None, str | None]:
-    """Scale and format, where they are given."""
-    fmt, text = form.fields.get("format"), form.fields.get("scale")
+def _choices(accept: str | None, form: Fields, model: "ModelInfo") -> tuple[int | None, str | None]:
+    """Scale and format, where they are given.
+
+    Raises:
+        InvalidRequest: a field is wrong; all that are, are told.
+        NotAcceptable: `accept` has none of our formats.
+    """
+    fmt, text, spec = form.fields.get("format"), form.fields.get("scale"), model.manifest.upscale
+    wrong = []
     if fmt is not None and fmt not in FORMATS:
         detail = f"format is {shown(fmt)}, must be one of {', '.join(FORMATS)}"
-        raise InvalidRequest(detail, field="format", allowed=list(FORMATS))
-    spec = model.manifest.upscale
-    if text is None or spec is None:
-        return None, fmt
-    if text.strip().lower().removeprefix("x") != str(spec.scale):
+        wrong.append(InvalidRequest(detail, field="format", allowed=list(FORMATS)))
+    if text is not None and spec is not None and text.strip().lower().removeprefix("x") != str(spec.scale):
         detail = f"scale is {shown(text)}; this model has {spec.scale}"
-        raise InvalidRequest(detail, field="scale", allowed=[spec.scale])
-    return spec.scale, fmt
+        wrong.append(InvalidRequest(detail, field="scale", allowed=[spec.scale]))
+    raise_all(wrong)
+    choose("image", fmt, 1, accept)
+    return (None if text is None or spec is None else spec.scale), fmt
 
 
 def _tag(parts: Parts, asked: Asked, fmt: str, painting: "Painting") -> str:

@@ -93,5 +93,14 @@ class Invalid(errors.InvalidRequest):
         self.errors = [dict(error) for error in errors]
 
 
+def raise_all(wrong: Sequence[errors.InvalidRequest]) -> None:
+    """Raise what is wrong, if anything is: one error as it is, several as one that lists each."""
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        told = [{"detail": one.detail, "pointer": pointer(one.field or "", one.detail)} for one in wrong]
+        raise Invalid(told, field=wrong[0].field, allowed=wrong[0].allowed)
+
+
 class ClientGone(Exception):
     """The client closed the connection before its answer; nobody reads what follows."""

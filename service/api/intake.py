@@ -7,7 +7,7 @@ takes it up. Whoever does not reads from `receive` as ever.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class Intake(asyncio.BufferedProtocol):
         self._ready = 0
         self._preparing = self._stopped = False
         self._turns = Turns()
+        self._reach: Callable[[int], None] = lambda amount: None
         self._done: asyncio.Future[None] | None = None
 
     @staticmethod
@@ -78,11 +79,12 @@ class Intake(asyncio.BufferedProtocol):
         found: Intake | None = scope.get("extensions", {}).get(EXTENSION)
         return found
 
-    async def into(self, view: memoryview, turns: Turns) -> int:
+    async def into(self, view: memoryview, turns: Turns, reach: Callable[[int], None] = lambda amount: None) -> int:
         """Read the whole body; its length. What has come of it when this is cancelled is lost.
 
         Args:
             view: of bytes, at least as long as the body.
+            reach: called with the bytes that are about to be in memory; what it raises ends the reading.
 
         Raises:
             ClientDisconnect: the client left before its end.
@@ -91,6 +93,8 @@ class Intake(asyncio.BufferedProtocol):
         loop, transport = connection.loop, connection.transport
         connection.flow.pause_reading()  # for good: `receive` and the answer's end go on reading
         self._view, self._turns, self._ready = view[: self._length], turns, min(self._length, AHEAD_BYTES)
+        self._reach = reach
+        reach(self._ready)
         await loop.run_in_executor(None, populate, self._view[: self._ready])
         begun, cycle.body = cycle.body, bytearray()
         self._at = len(begun)
@@ -142,8 +146,14 @@ class Intake(asyncio.BufferedProtocol):
         """Have the next of the memory made ready by a thread: the loop would wait for it longer than for the bytes."""
         if self._preparing or self._ready >= min(self._length, self._at + AHEAD_BYTES):
             return
-        self._preparing = True
         end = min(self._length, max(self._ready, self._at) + AHEAD_BYTES)
+        try:
+            self._reach(end)
+        except Exception as error:
+            if self._done is not None and not self._done.done():
+                self._done.set_exception(error)
+            return
+        self._preparing = True
         work = self._connection.loop.run_in_executor(None, populate, self._view[self._ready : end])
         work.add_done_callback(partial(self._prepared, end))
 

@@ -35,7 +35,9 @@ class Form:
         return _TYPES.get(self.shape, FORMATS[self.fmt])
 
 
-def choose(shape: str | None, fmt: str | None, images: int, accept: str | None) -> Form:
+def choose(
+    shape: str | None, fmt: str | None, images: int, accept: str | None, formats: tuple[str, ...] = tuple(FORMATS)
+) -> Form:
     """The form that the client likes best; among equals ours, which are listed first.
 
     Args:
@@ -43,20 +45,21 @@ def choose(shape: str | None, fmt: str | None, images: int, accept: str | None) 
         fmt: the body's `format`. For one image it means the image itself.
         images: how many.
         accept: the `Accept` header; None accepts everything.
+        formats: those that may be chosen where `fmt` is left open.
 
     Raises:
         NotAcceptable: the body leaves the type open and `Accept` has none of ours; `allowed` lists them.
     """
     if accept is not None and len(accept) > CACHED_CHARACTERS:
-        return _choose(shape, fmt, images == 1, accept)
-    return _choose_again(shape, fmt, images == 1, accept)
+        return _choose(shape, fmt, images == 1, accept, formats)
+    return _choose_again(shape, fmt, images == 1, accept, formats)
 
 
-def _choose(shape: str | None, fmt: str | None, single: bool, accept: str | None) -> Form:
+def _choose(shape: str | None, fmt: str | None, single: bool, accept: str | None, formats: tuple[str, ...]) -> Form:
     if shape is None and fmt is not None and single:
         shape = "image"
     shapes = [shape] if shape else (["image", "json", "zip"] if single else ["json", "zip", "grid"])
-    return _liked_best([Form(one, other) for one in shapes for other in ([fmt] if fmt else FORMATS)], accept)
+    return _liked_best([Form(one, other) for one in shapes for other in ([fmt] if fmt else formats)], accept)
 
 
 _choose_again = lru_cache(maxsize=1024)(_choose)

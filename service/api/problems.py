@@ -124,6 +124,8 @@ def reply_to(error: errors.GanymedeError, record: Record | None, path: str = "")
         if error.retry_after_s is not None or kind.status in (429, 503):
             wait_s = DEFAULT_RETRY_S if error.retry_after_s is None else max(0.0, error.retry_after_s)
             headers = {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if isinstance(error, NotAcceptable):
+        headers["vary"] = "Accept"
     if isinstance(error, UnsupportedMediaType):
         headers["accept-post"] = ", ".join(map(str, error.allowed or ["application/json"]))
     if type(error) in CHALLENGES:

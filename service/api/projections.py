@@ -28,6 +28,7 @@ from service.api.record import Record, record_of
 from service.api.schemas import ENCODINGS
 from service.api.strict_json import shown
 from service.api.uploads import Form as Fields
+from service.engine.pipelines.project import PASSES_MOST
 from service.engine.wire import base64_of, npy_of
 from service.errors import (
     InvalidRequest,
@@ -48,7 +49,7 @@ _TEXT = {"type": "string"}
 _PROPERTIES: dict[str, dict[str, Any]] = {
     "image": BINARY,
     "model": _TEXT,
-    "passes": {"type": "integer", "minimum": 1},
+    "passes": {"type": "integer", "minimum": 1, "maximum": PASSES_MOST},
     "label": _TEXT,
     "return_latents": {"enum": list(ENCODINGS)},
     "format": {"enum": list(FORMATS)},
@@ -69,6 +70,8 @@ class _Choices:
         self.fmt = _one_of(fields, "format", tuple(FORMATS))
         self.shape = _one_of(fields, "as", SHAPES)
         self.encoding = _one_of(fields, "return_latents", ENCODINGS)
+        if self.encoding is not None and self.shape is None:
+            self.shape = "json"  # whatever `Accept` likes: pictures have no room for them
         if self.encoding is not None and self.shape == "image":
             detail = "return_latents: as is 'image', which has no room for them; use json or npy"
             raise InvalidRequest(detail, field="as", allowed=["json", "npy"])

@@ -59,7 +59,7 @@ def openapi(properties: dict[str, Any]) -> dict[str, Any]:
     query = [
         {"name": name, "in": "query", "schema": schema, "description": "With a bare image as the body."}
         for name, schema in properties.items()
-        if schema != BINARY
+        if schema.get("format") != "binary"
     ]
     form = {"type": "object", "properties": properties, "required": ["image", "model"]}
     content = {FORM: {"schema": form}, "image/*": {"schema": BINARY}}
@@ -100,8 +100,8 @@ async def read_upload(
     if "model" in query:  # refused before a byte of the body is read
         await serving(query["model"])
     size = expected_bytes(request, settings.max_upload_bytes)
-    with uploads.taken(size):
-        body = await read_body(request, size, timeout_s, turns)
+    with uploads.growing(size) as reach:
+        body = await read_body(request, size, timeout_s, turns, reach)
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")
@@ -111,8 +111,7 @@ async def read_upload(
         record.model = model.manifest.ref
         choices = choose(form, model)
         if "image" not in form.files:
-            hint = "; it needs a filename" if "image" in form.fields else ""
-            raise InvalidRequest(f"image: the form has no such file{hint}", field="image")
+            raise InvalidRequest("image: the form has no such file", field="image")
         limits = _limits(parts, model, task)
         header = await apart(parts, lambda: _inspect(form.files["image"], limits, model, task, parts))
         held.enter_context(pictures.taken(header.width * header.height))

@@ -7,9 +7,10 @@ done by a worker thread. Parts are windows of the buffer, not copies. Nothing is
 import asyncio
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from service.api.faults import BodyTooLarge, BodyTooSlow, MalformedForm, UnsupportedMediaType
+from service.api.faults import BodyTooLarge, BodyTooSlow, MalformedForm, UnsupportedMediaType, raise_all
 from service.api.intake import Intake, Turns
 from service.api.strict_json import shown
 from service.errors import InvalidRequest, Overloaded
@@ -33,6 +34,12 @@ _BARE = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 """Content types besides an image's under which a bare file comes; the second is what curl's --data-binary says."""
 _SLICE = 1 << 18  # bytes searched at once: a longer search would keep the loop waiting
 _PLAIN = ("", "binary", "7bit", "8bit")
+
+Reach = Callable[[int], None]
+FILES = ("image", "mask")
+"""Names of what comes as a file; everything else comes as text."""
+UNKNOWN_TOLD = 8
+"""Wrong names told in one answer."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,32 @@ class Room:
         finally:
             self.held -= amount
 
+    @contextmanager
+    def growing(self, most: int) -> "Iterator[Reach]":
+        """Hold within the block what is taken bit by bit, at most so much. Yields what is called with each amount to
+        come: the first is held as it is, then twice of it if there is room, so that of many that begin at once some are
+        refused early.
+
+        An upload that does not come holds next to nothing, however much it has declared.
+        """
+        own = 0
+
+        def reach(amount: int) -> None:
+            nonlocal own
+            if amount <= own:
+                return
+            others = self.held - own
+            want = min(most, 2 * amount) if own else amount
+            want = want if others + want <= self.limit else amount
+            if others and others + want > self.limit:
+                raise Overloaded(f"{others} {self._what} of other requests are held already", reason="uploads")
+            self.held, own = others + want, want
+
+        try:
+            yield reach
+        finally:
+            self.held -= own
+
 
 def expected_bytes(request: Request, max_bytes: int) -> int:
     """What the body may take: its declared length, or the limit.
@@ -93,32 +126,37 @@ def expected_bytes(request: Request, max_bytes: int) -> int:
     return size
 
 
-async def read_body(request: Request, size: int, timeout_s: float, turns: Turns) -> memoryview:
+async def read_body(
+    request: Request, size: int, timeout_s: float, turns: Turns, reach: "Reach" = lambda amount: None
+) -> memoryview:
     """The body, in memory that is only taken as it fills.
 
     Args:
         turns: shared by all that read.
+        reach: called with the bytes that are about to be in memory.
 
     Raises:
         BodyTooSlow: it had not arrived after `timeout_s`.
         BodyTooLarge: more than `size` bytes came.
+        Overloaded: as `reach` has it.
     """
     buffer: npt.NDArray[np.uint8] = np.empty(max(1, size), np.uint8)
     view, intake = buffer.data, Intake.of(request.scope)
     try:
         async with asyncio.timeout(timeout_s):
-            at = await (_streamed(request, view) if intake is None else intake.into(view, turns))
+            at = await (_streamed(request, view, reach) if intake is None else intake.into(view, turns, reach))
     except TimeoutError:
         raise BodyTooSlow(f"the body had not arrived after {timeout_s:g} s", field="body") from None
     return view[:at].toreadonly()
 
 
-async def _streamed(request: Request, view: memoryview) -> int:
+async def _streamed(request: Request, view: memoryview, reach: "Reach") -> int:
     """The body as ASGI hands it over: of unknown length, small, or by way of TLS."""
     at, size = 0, len(view)
     async for chunk in request.stream():
         if at + len(chunk) > size:
             raise BodyTooLarge(f"the body is larger than {size} bytes", field="body", allowed=[size])
+        reach(at + len(chunk))
         view[at : at + len(chunk)] = chunk  # numpy would give the interpreter away and have to wait for it
         at += len(chunk)
     return at
@@ -160,6 +198,8 @@ def take_apart(body: memoryview, content_type: str, query: Mapping[str, str], kn
         if not 1 <= len(boundary) <= 70:
             raise MalformedForm("content-type: multipart/form-data without a boundary of 1 to 70 bytes", field="body")
         for name, part, is_file in _parts(body, boundary):
+            if is_file is None:
+                continue
             if name in files or name in fields:
                 raise InvalidRequest(f"{shown(name)} is given more than once", field=name[:60])
             if is_file:
@@ -172,12 +212,21 @@ def take_apart(body: memoryview, content_type: str, query: Mapping[str, str], kn
         allowed = [FORM, "image/*"]
         detail = f"content-type is {shown(kind)}; send a form ({FORM}) or the image itself"
         raise UnsupportedMediaType(detail, field="content-type", allowed=allowed)
+    raise_all([*islice(_misplaced(files, fields, known), UNKNOWN_TOLD)])
+    return Form(files, fields)
+
+
+def _misplaced(files: Mapping[str, Part], fields: Mapping[str, str], known: Sequence[str]) -> Iterator[InvalidRequest]:
+    """What is none of the endpoint's, or came as the other kind."""
     for name in (*files, *fields):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise InvalidRequest(f"unknown field {shown(name)}; {hint}", field=name[:60], allowed=known)
-    return Form(files, fields)
+            yield InvalidRequest(f"unknown field {shown(name)}; {hint}", field=name[:60], allowed=known)
+        elif name in files and name not in FILES:
+            yield InvalidRequest(f"{name}: came as a file, must be text", field=name)
+        elif name in fields and name in FILES:
+            yield InvalidRequest(f"{name}: the form has no such file; it needs a filename", field=name)
 
 
 def _text(name: str, part: Part) -> str:
@@ -190,8 +239,8 @@ def _text(name: str, part: Part) -> str:
         raise MalformedForm(f"{shown(name)} is not UTF-8; a file needs a filename", field=name[:60]) from None
 
 
-def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, Part, bool]]:
-    """Name, content, and whether it is a file, of every part."""
+def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, Part, bool | None]]:
+    """Name, content, and whether it is a file, of every part; None is a file that a page's user has not chosen."""
     mark = b"--" + boundary
     between = re.compile(re.escape(b"\r\n" + mark) + rb"(?=--|\r\n)")
     at = 0 if bytes(body[: len(mark)]) == mark else _find(between, body, 0, len(mark) + 4) + 2
@@ -202,10 +251,12 @@ def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, Part, bool]
         head_end = bytes(body[at : at + MAX_HEAD_BYTES]).find(b"\r\n\r\n")
         if head_end < 0:
             raise MalformedForm(f"a part's headers do not end within {MAX_HEAD_BYTES} bytes", field="body")
-        name, media_type, is_file = _head(bytes(body[at : at + head_end]))
+        name, media_type, filename = _head(bytes(body[at : at + head_end]))
         start = at + head_end + 4
         end = _find(between, body, start - 2, len(mark) + 4)  # an empty part's own line end is the headers'
-        yield name, Part(body[start : max(start, end)], media_type), is_file
+        part = Part(body[start : max(start, end)], media_type)
+        is_file = filename is not None or (media_type or "").lower().startswith("image/")
+        yield name, part, None if filename == b"" and not len(part.data) else is_file
         at = end + 2
     raise MalformedForm(f"the form has more than {MAX_PARTS} parts", field="body")
 
@@ -219,8 +270,8 @@ def _find(pattern: "re.Pattern[bytes]", body: memoryview, at: int, length: int) 
     raise MalformedForm("the form is cut off: its last boundary is missing", field="body")
 
 
-def _head(lines: bytes) -> tuple[str, str | None, bool]:
-    """A part's name, media type, and whether it is a file."""
+def _head(lines: bytes) -> tuple[str, str | None, bytes | None]:
+    """A part's name, media type and filename."""
     headers: dict[bytes, bytes] = {}
     for line in lines.split(b"\r\n"):
         name, colon, value = line.partition(b":")
@@ -233,5 +284,4 @@ def _head(lines: bytes) -> tuple[str, str | None, bool]:
     if headers.get(b"content-transfer-encoding", b"").decode("latin-1").lower() not in _PLAIN:
         raise MalformedForm("a part has a transfer encoding; send its bytes as they are", field="body")
     media_type = headers[b"content-type"].decode("latin-1") if b"content-type" in headers else None
-    is_file = b"filename" in options or (media_type or "").lower().startswith("image/")
-    return given.decode("utf-8", "replace"), media_type, is_file
+    return given.decode("utf-8", "replace"), media_type, options.get(b"filename")

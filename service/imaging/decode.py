@@ -113,12 +113,16 @@ def decode(data: bytes | memoryview, limits: Limits, declared: str | None = None
 
 def decode_walked(data: bytes | memoryview, header: Header, limits: Limits) -> Decoded:
     """Decode a file that `inspect` has passed."""
+    from PIL import UnidentifiedImageError
+
     content = without_text(memoryview(data)) if header.fmt == "PNG" else memoryview(data)
     try:
         with _open(content, header, limits) as picture:
             rgb, alpha = read_pixels(picture, lambda: _open(content, header, limits))
     except GanymedeError:
         raise
+    except UnidentifiedImageError:
+        raise unreadable(f"is a {header.fmt} of a kind that is not read, or malformed") from None
     except MemoryError:
         raise too_large(f"is {header.width}x{header.height} pixels, more than there is memory for") from None
     except Exception as error:  # decoders of hostile bytes raise whatever they like

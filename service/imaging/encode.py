@@ -7,12 +7,16 @@ from importlib.metadata import version
 
 import numpy as np
 
+from service.errors import InvalidRequest
 from service.imaging import png
 from service.imaging.png import Image
 from service.imaging.provenance import XMP, Provenance
 
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 """Format name to media type, the preferred first."""
+
+LONGEST_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+"""Pixels of a side that a format, or its library, holds."""
 
 WEBP_METHOD = 2
 """Effort 0 to 6. 2 costs half of libwebp's usual 4 for about 3 % more bytes."""
@@ -36,12 +40,26 @@ def encode(image: Image, fmt: str, provenance: Provenance | None = None, options
 
     Raises:
         ValueError: another format, or an array of another shape or dtype.
+        InvalidRequest: a side is longer than the format holds.
     """
+    check_side(fmt, max(image.shape[:2]))
     if fmt == "png":
         return png.encode_png(image, provenance.png_chunks() if provenance else ())
     if fmt not in FORMATS:
         raise ValueError(f"format is {fmt!r}, must be one of {', '.join(FORMATS)}")
     return _encode_lossy(image, fmt, provenance, options or EncodeOptions())
+
+
+def check_side(fmt: str, side: int) -> None:
+    """Hold the longer side against what the format holds.
+
+    Raises:
+        InvalidRequest: it is longer; `allowed` has the formats that hold it.
+    """
+    if side > LONGEST_SIDE.get(fmt, side):
+        others = [one for one, longest in LONGEST_SIDE.items() if side <= longest]
+        detail = f"format: a {fmt} holds sides of up to {LONGEST_SIDE[fmt]} pixels, the picture would have {side}"
+        raise InvalidRequest(f"{detail}; use {' or '.join(others)}", field="format", allowed=others)
 
 
 def _encode_lossy(image: Image, fmt: str, provenance: Provenance | None, options: EncodeOptions) -> bytes:

@@ -34,8 +34,15 @@ _OTHER_BYTE = {
 both. Gray with alpha has four bytes a pixel, which plain RGBA hands over as they are."""
 
 _ORIENTATION = 0x0112
+_PHOTOMETRIC = 262
 _INTO_ARRAYS = ("BMP", "JPEG", "PNG", "WEBP", "AVIF")
 """Whose decoders write where they are told. GIF composes frames, TIFF turns pictures."""
+_PROBE: Pixels = np.concatenate(
+    [np.repeat(np.arange(256), 3).reshape(256, 3), np.stack(np.meshgrid(*[range(0, 256, 51)] * 3), -1).reshape(-1, 3)]
+)[None].astype(np.uint8)
+"""All grays and a lattice of colours, [1, 472, 3]: what a colour profile makes of them tells what it is."""
+_SAME = 2
+"""Levels between sRGB's own profile by one maker and by another."""
 _BLOCK_PX = 1 << 18  # pixels converted at once: wide intermediate types stay small
 
 
@@ -50,18 +57,40 @@ def read_pixels(picture: "Picture", reopen: Callable[[], "Picture"]) -> tuple[Pi
         sRGB [H, W, 3] and alpha [H, W], or None where every pixel is opaque by the file's kind.
     """
     profile = picture.info.get("icc_profile")
-    rawmode = _rawmode(picture)
+    rawmode, drawn, grey = _rawmode(picture), _drawn(picture), picture.mode in ("1", "L", "LA")
     if picture.mode.startswith("I;16") or picture.mode == "I":
+        grey = True
         rgb, alpha = _gray16(picture)
     elif rawmode in _OTHER_BYTE and picture.mode in ("RGB", "RGBA"):
+        grey = rawmode == "LA;16B"
         rgb, alpha = _colour16(picture, reopen(), rawmode)
     else:
+        _scale_key(picture, rawmode)
         rgb, alpha = _unfold(picture, profile)
-        if picture.mode in ("CMYK", "L", "LA"):
-            profile = None  # applied already, from the space that it belongs to
+        if picture.mode == "CMYK":
+            profile = None  # applied already: it is no profile of RGB
     if profile:
-        rgb = _to_srgb(rgb, profile)
+        rgb = _to_srgb(rgb, profile, grey=grey)
+    if alpha is None and drawn is not None:
+        alpha = np.zeros(rgb.shape[:2], np.uint8)
+        alpha[drawn] = 255
     return _turned(rgb, _orientation(picture)), None if alpha is None else _turned(alpha, _orientation(picture))
+
+
+def _drawn(picture: "Picture") -> tuple[slice, slice] | None:
+    """Rows and columns that a GIF's first frame covers, if not its whole screen: the rest is see-through."""
+    tiles: list[Any] = getattr(picture, "tile", [])
+    if picture.format != "GIF" or not tiles:
+        return None
+    left, top, right, bottom = tiles[0][1]
+    return None if (left, top, right, bottom) == (0, 0, *picture.size) else (slice(top, bottom), slice(left, right))
+
+
+def _scale_key(picture: "Picture", rawmode: str) -> None:
+    """Pillow spreads 2 and 4 bits of gray over 8, but leaves the transparent one as the file has it."""
+    key, factor = picture.info.get("transparency"), {"L;2": 85, "L;4": 17}.get(rawmode)
+    if picture.format == "PNG" and factor is not None and isinstance(key, int):
+        picture.info["transparency"] = key * factor
 
 
 def _rawmode(picture: "Picture") -> str:
@@ -83,11 +112,6 @@ def _unfold(picture: "Picture", profile: bytes | None) -> tuple[Pixels, Pixels |
         unfolded = _cmyk(picture, profile)
     elif picture.mode in ("LA", "La"):
         unfolded = picture.convert("RGBA")
-        if profile:
-            unfolded.paste(_gray(picture.convert("L"), profile))
-            unfolded.putalpha(picture.getchannel("A"))
-    elif picture.mode == "L":
-        unfolded = _gray(picture, profile)
     elif picture.mode in ("RGBA", "RGB"):
         unfolded = picture
     else:
@@ -140,6 +164,8 @@ def _split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
 def _gray16(picture: "Picture") -> tuple[Pixels, Pixels | None]:
     picture.load()
     wide = _array(picture).astype(np.uint16)
+    if picture.format == "TIFF" and _tag(picture, _PHOTOMETRIC) == 0:
+        wide = 65535 - wide  # 0 is white; with fewer bits Pillow sees to it
     key = picture.info.get("transparency")
     alpha = np.where(wide == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
     return np.repeat(_rounded(wide)[:, :, None], 3, axis=2), alpha
@@ -182,36 +208,50 @@ def _cmyk(picture: "Picture", profile: bytes | None) -> "Picture":
     return (_transformed(picture, profile) if profile else None) or picture.convert("RGB")
 
 
-def _gray(picture: "Picture", profile: bytes | None) -> "Picture":
-    return (_transformed(picture, profile) if profile else None) or picture.convert("RGB")
+def _tag(picture: "Picture", number: int) -> object:
+    """A TIFF's tag."""
+    tags: Any = getattr(picture, "tag_v2", {})
+    return tags.get(number)
 
 
-def _to_srgb(rgb: Pixels, profile: bytes) -> Pixels:
+def _to_srgb(rgb: Pixels, profile: bytes, *, grey: bool) -> Pixels:
+    """The same in sRGB. A profile of gray is applied where the file is gray."""
     from PIL import Image
 
-    moved = _transformed(Image.fromarray(rgb), profile)
+    moved = _transformed(Image.fromarray(rgb[:, :, 0]), profile) if grey else None
+    moved = moved or _transformed(Image.fromarray(rgb), profile)
     return rgb if moved is None else np.ascontiguousarray(_array(moved))
 
 
 def _transformed(picture: "Picture", profile: bytes) -> "Picture | None":
-    """The picture in sRGB; None where its profile says sRGB already, does not fit its mode, or is broken."""
-    from PIL import ImageCms
+    """The picture in sRGB; None where its profile is sRGB already, does not fit its mode, or is broken."""
+    from PIL import Image, ImageCms
 
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), picture.mode, "RGB")
+        if picture.mode == "RGB":
+            # Not by its name: there are linear ones that have sRGB in it, and sRGB by a dozen others.
+            probe = Image.fromarray(_PROBE)
+            if np.abs(np.asarray(ImageCms.applyTransform(probe, transform)).astype(int) - _PROBE).max() <= _SAME:
+                return None
+        return ImageCms.applyTransform(picture, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError) as error:
         _log.debug("a colour profile is passed over: %s", error)  # as every viewer does; the pixels are whole
         return None
 
 
 def _orientation(picture: "Picture") -> int:
-    """EXIF's orientation, 1 to 8. Pillow has turned TIFF itself and then no longer tells one."""
+    """EXIF's orientation, 1 to 8; XMP and texts have no say. Pillow turns TIFF itself."""
+    from PIL import Image
+
+    data = picture.info.get("exif")
+    if picture.format == "TIFF" or not isinstance(data, bytes):
+        return 1
     try:
-        value = picture.getexif().get(_ORIENTATION, 1)
+        exif = Image.Exif()
+        exif.load(data)
+        value = exif.get(_ORIENTATION, 1)
     except Exception:  # metadata in whichever way broken: the picture stays as it lies
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -1,5 +1,5 @@
 // The playground: one request for each change, shown as pictures. State lives in the address bar.
-import { bindUploads, edit, uploadCurl } from "/playground/edit.js";
+import { bindUploads, edit, stop, uploadCurl } from "/playground/edit.js";
 import { ask, curlLine, element, key, picture } from "/playground/shared.js";
 
 const at = (id) => document.getElementById(id);
@@ -31,10 +31,15 @@ async function load() {
   state.all = answer.models.filter((model, index, all) =>
     model.tasks.some(known) && all.findIndex((other) => other.name === model.name) === index);
   if (!state.all.length) return say("No model is loaded yet. Put an exported model into the models' folder.", true);
-  if (!models().length) state.task = state.all[0].tasks.find(known);
-  if (!current()) state.model = models()[0].name;
+  settle();
   render();
   draw();
+}
+
+// An address may name a task that no model does, or a model that does not do it.
+function settle() {
+  if (!models().length) state.task = state.all[0].tasks.find((task) => Object.hasOwn(TASKS, task));
+  if (!current()) state.model = models()[0].name;
 }
 
 const models = () => state.all.filter((model) => model.tasks.includes(state.task));
@@ -55,7 +60,7 @@ function bind() {
   at("copy").addEventListener("click", copy);
   at("detail-close").addEventListener("click", () => at("detail").close());
   at("detail").addEventListener("click", (event) => { if (event.target === at("detail")) at("detail").close(); });
-  window.addEventListener("hashchange", () => { readAddress(); render(); draw(); });
+  window.addEventListener("hashchange", () => { readAddress(); if (state.all.length) { settle(); render(); draw(); } });
   for (const group of ["tasks", "models", "labels"]) at(group).addEventListener("keydown", arrows);
 }
 
@@ -80,7 +85,7 @@ function render() {
   const drawing = state.task === "generate";
   for (const id of ["seeds-field", "motion-field"]) at(id).hidden = !drawing;
   at("upload-field").hidden = drawing;
-  at("mask-field").hidden = state.task !== "translate";
+  at("mask-field").hidden = state.task !== "translate" || !model.mask;
   at("pictures").hidden = !drawing;
   if (drawing) at("compare").hidden = true;
   if (!model.labels?.includes(state.label)) state.label = null;
@@ -95,7 +100,7 @@ function render() {
   at("format").value = state.format;
   at("motion").setAttribute("aria-pressed", state.motion);
   at("format-hint").hidden = !drawing || !state.motion;
-  at("curl").textContent = !drawing ? uploadCurl(state.task, model.name, state.format)
+  at("curl").textContent = !drawing ? uploadCurl(state.task, model, state.format)
     : moving() ? curlLine("POST", "/interpolate", way(), `${model.name}.webp`)
       : curlLine("POST", "/generate", body({ as: "grid" }), `${model.name}.${state.format}`);
 }
@@ -171,7 +176,8 @@ function body(extra) {
 
 async function draw() {
   running?.abort();
-  if (state.task !== "generate") return edit(state.task, state.model, state.format, say);
+  stop();
+  if (state.task !== "generate") return edit(state.task, current(), state.format, say);
   running = new AbortController();
   at("pictures").classList.add("busy");
   const began = performance.now(), moves = moving();

@@ -25,10 +25,15 @@ export function bindUploads(changed) {
   at("split").addEventListener("input", split);
 }
 
+// Stops what is under way: its answer is no longer wanted.
+export function stop() {
+  running?.abort();
+}
+
 export function uploadCurl(task, model, format) {
   const form = { image: `@${at("image").files[0]?.name ?? "photo.jpg"}` };
-  if (task === "translate" && at("mask").files[0]) form.mask = `@${at("mask").files[0].name}`;
-  form.model = model;
+  if (task === "translate" && model.mask && at("mask").files[0]) form.mask = `@${at("mask").files[0].name}`;
+  form.model = model.name;
   if (format !== "png") form.format = format;
   return curlLine("POST", `/${task}`, null, `answer.${format}`, form);
 }
@@ -38,27 +43,28 @@ export async function edit(task, model, format, say) {
   const [image] = at("image").files, [mask] = at("mask").files;
   at("drop-text").hidden = Boolean(image); // the field names it
   if (!image) return say("Choose a picture: it is sent to this server alone.");
-  running?.abort();
-  running = new AbortController();
+  stop();
+  const own = running = new AbortController();
   const form = new FormData();
   form.append("image", image);
-  form.append("model", model);
+  form.append("model", model.name);
   form.append("format", format);
-  if (mask && task === "translate") form.append("mask", mask);
+  if (mask && task === "translate" && model.mask) form.append("mask", mask);
   say("Working…");
   const began = performance.now();
   let reply, answer;
   try {
-    reply = await ask(`/${task}`, { method: "POST", body: form, signal: running.signal });
+    reply = await ask(`/${task}`, { method: "POST", body: form, signal: own.signal });
     if (!reply.ok) return say((await reply.json()).detail ?? `The server answers ${reply.status}.`, true, reply.status);
     answer = await reply.blob();
   } catch (error) {
     if (error.name !== "AbortError") say("The server does not answer, or broke off.", true);
     return;
   }
+  if (own.signal.aborted) return;
   const took = ((performance.now() - began) / 1000).toFixed(2);
-  say(`By ${reply.headers.get("x-model") ?? model} in ${took} s. The bar below uncovers the picture before.`);
-  await show(image, answer, `${model}.${format}`);
+  say(`By ${reply.headers.get("x-model") ?? model.name} in ${took} s. The bar below uncovers the picture before.`);
+  await show(image, answer, `${model.name}.${format}`);
 }
 
 async function show(image, answer, name) {

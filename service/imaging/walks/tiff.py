@@ -70,6 +70,8 @@ def _directory(view: memoryview, order: str, at: int, limits: Limits) -> tuple[i
         raise unreadable("is a TIFF of a sample type that is not read; whole numbers of 1, 2, 4, 8 or 16 bits are")
     if value(259, 1) not in _PACKINGS or value(262, 1) not in _COLOURS or value(277, 1) > 8:
         raise unreadable("is a TIFF of a packing or colour space that is not read")
+    if value(284, 1) == 2 and 16 in bits and value(277, 1) > 1:
+        raise unreadable("is a TIFF of 16-bit planes, which is not read; store a pixel's samples together")
     tile = value(322, width), value(323, height)
     if tile[0] * tile[1] > 4 * limits.max_pixels or max(tile) > 4 * limits.max_side:
         raise too_large(f"has TIFF tiles of {tile[0]}x{tile[1]} pixels")

@@ -12,6 +12,7 @@ from tinymodels import write_picture_models, write_tiny
 from uploads import exif, mutated, png_of, saved, seeds, smooth
 
 from service.api.app import engine_of
+from service.api.streaming import Streamed
 from service.settings import Settings
 
 QUICK = {"profile_s": 0.0, "providers": "cpu", "lanes": 1, "threads_per_lane": 1, "poll_models_s": None}
@@ -192,6 +193,30 @@ async def test_wrong_fields_are_named(real, path, fields, status, field):
     assert (bare.status_code, bare.json()["field"]) == (status, field)
 
 
+async def test_several_wrong_fields_are_all_told(real):
+    reply = await send(real, "/upscale", saved(PHOTO, "PNG"), model="tiny-x2", scale="3", format="bmp")
+    assert reply.status_code == 422
+    assert [error["pointer"] for error in reply.json()["errors"]] == ["#/format", "#/scale"]
+
+
+@pytest.mark.parametrize("fmt, side", [("webp", 8_192), ("jpeg", 32_751)])
+async def test_sides_that_a_format_does_not_hold_are_refused_or_go_round(folder, fmt, side):
+    async with client_over(folder, max_side=40_000, max_aspect=40_000) as client:
+        png = saved(np.zeros((2, side, 3), np.uint8), "PNG")
+        reply = await send(client, "/upscale", png, model="tiny-x2", format=fmt)
+        problem = reply.json()
+        assert (reply.status_code, problem["field"]) == (422, "format") and "png" in problem["allowed"]
+        head = {"accept": f"image/{fmt}, image/png;q=0.5"}
+        reply = await send(client, "/upscale", png, headers=head, model="tiny-x2")
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
+        assert pixels(reply.content).shape[:2] == (4, 2 * side)
+
+
+async def test_what_cannot_be_accepted_says_that_it_depends_on_accept(real):
+    reply = await send(real, "/upscale", saved(PHOTO, "PNG"), headers={"accept": "text/html"}, model="tiny-x2")
+    assert reply.status_code == 406 and "Accept" in reply.headers["vary"]
+
+
 async def test_the_right_endpoint_is_named(real):
     png = saved(PHOTO, "PNG")
     reply = (await send(real, "/translate", png, model="tiny-x2")).json()
@@ -282,3 +307,28 @@ async def test_mutated_uploads_are_answered_or_refused(folder):
 async def test_more_mutated_uploads_are_answered_or_refused(folder, part):
     async with client_over(folder, max_pixels=20_000, access_log=False) as client:
         await fuzz(client, 600_000 + 500 * part, 500)
+
+
+@pytest.mark.parametrize("version, bodies", [("1.0", [b"onetwo"]), ("1.1", [b"one", b"two", b""])])
+async def test_clients_without_chunks_get_the_whole_with_its_length(version, bodies):
+    ended, sent = [], []
+
+    async def pieces():
+        try:
+            for piece in (b"one", b"two"):
+                yield piece
+        finally:
+            ended.append(True)
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send_on(message):
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": version, "method": "GET", "asgi": {"spec_version": "2.4"}}
+    await Streamed(pieces(), {"x-model": "m@1"}, "image/png")(scope, receive, send_on)
+    head = dict(sent[0]["headers"])
+    assert (head[b"x-model"], head[b"content-type"]) == (b"m@1", b"image/png")
+    assert head.get(b"content-length") == (b"6" if version == "1.0" else None)
+    assert [message["body"] for message in sent[1:]] == bodies and ended

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.api.faults import MalformedForm, UnsupportedMediaType
+from service.api.faults import Invalid, MalformedForm, UnsupportedMediaType
 from service.api.uploads import MAX_PARTS, Room, take_apart
 from service.errors import GanymedeError, InvalidRequest, Overloaded
 
@@ -22,12 +22,39 @@ MODEL = ('name="model"', b"photo-x4")
 
 
 def test_files_are_windows_of_the_body_and_fields_are_text():
-    body = form(IMAGE, MODEL, ('name="mask"; filename=""', b""))
+    body = form(IMAGE, MODEL, ('name="mask"; filename="m.png"', b""))
     found = take_apart(body, TYPE, {"format": "png"}, KNOWN)
     assert bytes(found.files["image"].data) == IMAGE[1] and found.files["image"].media_type == "image/png"
     assert found.files["image"].data.obj is body.obj
     assert len(found.files["mask"].data) == 0
     assert found.fields == {"model": "photo-x4", "format": "png"}
+
+
+def test_a_file_that_a_page_was_not_given_is_none():
+    browser = 'filename=""\r\nContent-Type: application/octet-stream'
+    found = take_apart(form(IMAGE, MODEL, (f'name="mask"; {browser}', b"")), TYPE, {}, KNOWN)
+    assert found.files.keys() == {"image"} and found.fields == {"model": "photo-x4"}
+
+
+@pytest.mark.parametrize(
+    "body, query, field, says",
+    [
+        (form(IMAGE, ('name="model"; filename="m.txt"', b"x")), {}, "model", "came as a file, must be text"),
+        (form(IMAGE, MODEL, ('name="mask"', b"data:image/png;base64,AA")), {}, "mask", "it needs a filename"),
+        (form(MODEL, ('name="image"', b"x")), {}, "image", "it needs a filename"),
+        (form(IMAGE, MODEL), {"mask": "hello"}, "mask", "it needs a filename"),
+    ],
+)
+def test_files_and_texts_are_not_taken_for_each_other(body, query, field, says):
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        take_apart(body, TYPE, query, KNOWN)
+    assert caught.value.field == field
+
+
+def test_all_wrong_names_are_told():
+    with pytest.raises(Invalid) as caught:
+        take_apart(form(IMAGE, ('name="modell"', b"x"), ('name="mask"', b"x")), TYPE, {"frmat": "png"}, KNOWN)
+    assert [error["pointer"] for error in caught.value.errors] == ["#/frmat", "#/modell", "#/mask"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +137,27 @@ def test_mutated_forms_end_in_parts_or_in_our_errors():
         except GanymedeError as error:
             ends.add(type(error).__name__)
     assert {"taken apart", "MalformedForm", "InvalidRequest"} <= ends
+
+
+def test_what_has_not_come_takes_no_room():
+    room = Room(1_000, "bytes")
+    with room.growing(900) as first, room.growing(900) as second, room.growing(900):
+        assert room.held == 0  # however much they have declared
+        first(100)
+        assert room.held == 100
+        first(50)
+        second(300)
+        assert room.held == 400
+        first(101)  # twice of it, once it goes on
+        assert room.held == 300 + 202
+        second(400)
+        assert room.held == 202 + 400  # there is no room for twice of it
+        with pytest.raises(Overloaded, match="400 bytes"):
+            first(601)
+        assert room.held == 202 + 400
+    assert room.held == 0
+    with Room(10, "bytes").growing(1_000) as alone:
+        alone(1_000)
 
 
 def test_room_is_held_and_given_back():

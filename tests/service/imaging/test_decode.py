@@ -72,13 +72,13 @@ def test_sixteen_bits_are_rounded_not_cut(channels):
         assert decoded.alpha is None
 
 
-def tiff16(wide: np.ndarray, order: str, packing: int) -> bytes:
-    """A TIFF of [H, W, C] uint16 in one strip."""
+def tiff16(wide: np.ndarray, order: str, packing: int, **more: int) -> bytes:
+    """A TIFF of [H, W, C] uint16 in one strip. `more`: t262=0 and the like."""
     height, width, channels = wide.shape
     strip = wide.astype(order + "u2").tobytes()
     strip = zlib.compress(strip) if packing == 8 else strip
     tags = {256: width, 257: height, 259: packing, 262: 2 if channels == 3 else 1, 277: channels, 278: height}
-    tags |= {279: len(strip)}
+    tags |= {279: len(strip)} | {int(tag[1:]): value for tag, value in more.items()}
     entries, bits_at = len(tags) + 2, 8
     directory = bits_at + 2 * channels
     data = directory + 2 + 12 * entries + 4
@@ -99,6 +99,34 @@ def test_sixteen_bit_tiffs_are_rounded(order, packing, channels):
     right = np.floor(wide.astype(np.float64) / 257 + 0.5).astype(np.uint8)
     decoded = decode(tiff16(wide, order, packing), LIMITS)
     np.testing.assert_array_equal(decoded.rgb, np.broadcast_to(right, (9, 7, 3)))
+
+
+def test_white_may_be_zero_with_sixteen_bits():
+    wide = np.random.RandomState(4).randint(0, 65536, (9, 7, 1)).astype(np.uint16)
+    right = np.floor((65535 - wide.astype(np.float64)) / 257 + 0.5).astype(np.uint8)
+    decoded = decode(tiff16(wide, "<", 1, t262=0), LIMITS)
+    np.testing.assert_array_equal(decoded.rgb, np.broadcast_to(right, (9, 7, 3)))
+
+
+def test_what_pillow_does_not_know_is_said_without_its_internals():
+    wide = np.zeros((9, 7, 1), np.uint16)
+    for data in (tiff16(wide, ">", 1, t262=0), tiff16(np.zeros((4, 4, 3), np.uint16), "<", 1, t284=2)):
+        with pytest.raises(ImageUnreadable, match="not read") as caught:
+            decode(data, LIMITS)
+        assert "0x" not in str(caught.value) and "object" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth, levels", [(1, 2), (2, 4), (4, 16)])
+def test_a_key_of_few_bits_is_met(depth, levels):
+    for key in range(levels):
+        rows = np.arange(8, dtype=np.uint8)[None].repeat(2, axis=0) % levels
+        bits = "".join(format(value, f"0{depth}b") for value in rows[0])
+        line = b"\0" + bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, depth, 0, 0, 0, 0))
+        body = chunk(b"tRNS", struct.pack(">H", key)) + chunk(b"IDAT", zlib.compress(line * 2)) + chunk(b"IEND", b"")
+        decoded = decode(b"\x89PNG\r\n\x1a\n" + header + body, LIMITS)
+        np.testing.assert_array_equal(decoded.alpha, np.where(rows == key, 0, 255))
+        np.testing.assert_array_equal(decoded.rgb[:, :, 0], rows * (255 // (levels - 1)))
 
 
 def test_a_key_of_sixteen_bits_is_met_exactly():
@@ -127,6 +155,35 @@ def test_gray_with_alpha():
     np.testing.assert_array_equal(decoded.alpha, pair[:, :, 1])
 
 
+def linear(space: bytes, name: bytes) -> bytes:
+    """An ICC 2 profile of linear light with sRGB's colours, or of gray."""
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name + b"\0" * 79,
+        b"cprt": b"text\0\0\0\0none\0",
+    }
+    tags[b"wtpt"] = b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1, 0.8249)))
+    straight = struct.pack(">4sII", b"curv", 0, 0)
+    if space == b"GRAY":
+        tags[b"kTRC"] = straight
+    else:
+        colours = {b"r": (0.4361, 0.2225, 0.0139), b"g": (0.3851, 0.7169, 0.0971), b"b": (0.1431, 0.0606, 0.7141)}
+        for one, values in colours.items():
+            tags[one + b"XYZ"] = b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in values))
+            tags[one + b"TRC"] = straight
+    return packed_profile(space, tags)
+
+
+def packed_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    tags = {name: data + b"\0" * (-len(data) % 4) for name, data in tags.items()}
+    at, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += struct.pack(">4sII", name, at + len(body), len(data))
+        body += data
+    white = struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1, 0.8249)))
+    head = struct.pack(">I4sI4s4s4s", at + len(body), b"none", 0x02400000, b"mntr", space, b"XYZ ") + b"\0" * 12
+    return (head + b"acsp" + b"\0" * 28 + white).ljust(128, b"\0") + table + body
+
+
 def rotated_profile() -> bytes:
     """An ICC 2 profile whose red, green and blue are sRGB's green, blue and red, with its gamma of about 2.2."""
     srgb = {"r": (0.4361, 0.2225, 0.0139), "g": (0.3851, 0.7169, 0.0971), "b": (0.1431, 0.0606, 0.7141)}
@@ -136,14 +193,7 @@ def rotated_profile() -> bytes:
     for mine, theirs in ((b"r", "g"), (b"g", "b"), (b"b", "r")):
         tags[mine + b"XYZ"] = b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in srgb[theirs]))
         tags[mine + b"TRC"] = struct.pack(">4sII256H", b"curv", 0, 256, *(round(v * 65535) for v in curve))
-    tags = {name: data + b"\0" * (-len(data) % 4) for name, data in tags.items()}
-    at, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for name, data in tags.items():
-        table += struct.pack(">4sII", name, at + len(body), len(data))
-        body += data
-    white = struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1, 0.8249)))
-    head = struct.pack(">I4sI4s4s4s", at + len(body), b"none", 0x02400000, b"mntr", b"RGB ", b"XYZ ") + b"\0" * 12
-    return (head + b"acsp" + b"\0" * 28 + white).ljust(128, b"\0") + table + body
+    return packed_profile(b"RGB ", tags)
 
 
 def test_a_profile_is_applied_and_a_broken_one_passed_over():
@@ -154,6 +204,62 @@ def test_a_profile_is_applied_and_a_broken_one_passed_over():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     np.testing.assert_array_equal(decode(saved(rgb, "PNG", icc_profile=srgb), LIMITS).rgb, rgb)
     np.testing.assert_array_equal(decode(saved(rgb, "PNG", icc_profile=b"nonsense" * 40), LIMITS).rgb, rgb)
+
+
+def encoded(light: np.ndarray) -> np.ndarray:
+    """Linear light as sRGB has it, both 0 to 255."""
+    value = light / 255
+    return 255 * np.where(value <= 0.0031308, 12.92 * value, 1.055 * np.maximum(value, 1e-9) ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("name", [b"linear", b"built-in Linear sRGB"])
+def test_a_profile_is_known_by_what_it_does_not_by_its_name(name):
+    rgb = smooth(8, 8)
+    moved = decode(saved(rgb, "PNG", icc_profile=linear(b"RGB ", name)), LIMITS).rgb
+    assert np.abs(moved - encoded(rgb)).max() <= 3
+
+
+def test_gray_profiles_are_applied_to_every_kind_of_gray():
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    profile, right = linear(b"GRAY", b"gray"), encoded(gray)
+    wide = gray.astype(np.uint16)[:, :, None] * 257
+    packed = chunk(b"iCCP", b"gray\0\0" + zlib.compress(profile))
+    key = chunk(b"tRNS", struct.pack(">H", 7))
+    files = {
+        "8 bits": saved(Image.fromarray(gray), "PNG", icc_profile=profile),
+        "with alpha": saved(Image.fromarray(np.stack([gray, gray], axis=2), "LA"), "PNG", icc_profile=profile),
+        "with a key": saved(Image.fromarray(gray), "PNG", icc_profile=profile, transparency=7),
+        "16 bits": png16(wide, packed),
+        "16 bits with a key": png16(wide, packed + key),
+        "16 bits with alpha": png16(np.concatenate([wide, wide], axis=2), packed),
+        "TIFF": saved(Image.fromarray(gray), "TIFF", icc_profile=profile),
+    }
+    applied = decode(files["8 bits"], LIMITS).rgb
+    assert np.abs(applied - right[:, :, None]).mean() <= 2 < np.abs(applied - gray[:, :, None].astype(int)).mean()
+    for name, data in files.items():
+        decoded = decode(data, LIMITS)
+        np.testing.assert_array_equal(decoded.rgb, applied, name)
+        assert (decoded.alpha is None) == (name in ("8 bits", "16 bits", "TIFF")), name
+
+
+def test_only_exif_turns_a_picture():
+    rgb = smooth(6, 9)
+    turn = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    turn += b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    for fmt in ("JPEG", "WEBP"):
+        assert decode(saved(rgb, fmt, xmp=turn), LIMITS).rgb.shape == (6, 9, 3), fmt
+
+
+def test_what_a_gif_leaves_out_is_see_through():
+    whole = saved(Image.fromarray(np.ones((2, 2), np.uint8), "P"), "GIF")
+    frame = whole.index(b"\x2c", 13)
+    moved = whole[:frame] + b"\x2c" + struct.pack("<HH", 1, 2) + whole[frame + 5 :]
+    decoded = decode(moved[:6] + struct.pack("<HH", 6, 5) + moved[10:], LIMITS)
+    assert decoded.alpha is not None and decoded.alpha.shape == (5, 6)
+    inside = np.zeros((5, 6), bool)
+    inside[2:4, 1:3] = True
+    np.testing.assert_array_equal(decoded.alpha == 255, inside)
+    assert not decoded.alpha[~inside].any()
 
 
 def test_cmyk_comes_out_in_its_colours():
