@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
+    """Run one command; returns the exit status (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m training COMMAND [-h] ...\n")
@@ -28,7 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"python -m training: {name!r} is none of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return _command(name)(rest)
+    try:
+        return _command(name)(rest)
+    except KeyboardInterrupt:
+        print(f"python -m training {name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

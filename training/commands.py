@@ -17,6 +17,7 @@ import torch
 from service.errors import GanymedeError
 from training import checkpoint
 from training import export as exporting
+from training.arguments import count, device, number
 from training.datasets import DataError, ImageSet, PairSet, channels_of, load
 from training.evaluationruns import evaluation_run
 from training.exported import adopt
@@ -100,6 +101,8 @@ def _train(argv: Sequence[str]) -> int:
     torch.set_num_threads(args.threads)
     directory = Path(args.run)
     last = directory / "last.pt"
+    if directory.exists() and not directory.is_dir():
+        raise RecipeError(f"--run is {args.run}, which is a file: name a directory")
     if last.exists() and not args.resume:
         raise RecipeError(f"{directory} already holds a run: add --resume to go on with it, or name another --run")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
@@ -122,23 +125,29 @@ def _train(argv: Sequence[str]) -> int:
     else:
         data, trainer = pair_trainer(family, recipe, args, options)
     log = trainer.log
-    if args.resume and last.exists():
+    facts, resumed = _facts(family, recipe, data, args), last.exists()
+    if resumed:
+        _same_data(directory, facts)
         trainer.restore(checkpoint.load(last))
         log.say(f"resumed at {trainer.kimg:.1f} kimg")
-    facts = _facts(family, recipe, data, args)
-    if args.start_from and not args.resume:
-        facts["started_from"] = _begin_from(trainer, Path(args.start_from), log)
-    elif args.resume:
         facts["started_from"] = _started_from(directory)
-    log.recipe(facts)
+    elif args.resume:
+        log.say(f"{directory} holds no checkpoint yet: beginning")
+    if args.start_from and not resumed:
+        facts["started_from"] = _begin_from(trainer, Path(args.start_from), log)
+    ended = resumed and trainer.done >= 1
+    if ended:  # what recipe.json says is what it was trained by
+        log.say("this run has come to its end: a larger --kimg or --within goes on")
+    else:
+        log.recipe(facts)
     try:
         with _stopped_by_signals(trainer) as interrupted:
             trainer.train()
-        if args.within:
+        if args.within and not ended:
             log.recipe({**facts, "recipe": trainer.recipe.to_json()})
     finally:
         log.close()
-    if trainer.stopping:
+    if trainer.stopping and trainer.done < 1:
         log.say(f"stopped at {trainer.kimg:.1f} kimg; go on with --resume")
     return 130 if interrupted else 0
 
@@ -147,10 +156,11 @@ def _image_trainer(
     family: Family, recipe: Recipe, args: argparse.Namespace, options: TrainOptions
 ) -> tuple[Recipe, ImageSet, Trainer]:
     """The recipe with what the data decides, the data, and a trainer of a family that draws images from latents."""
-    own = channels_of(args.data, Path(args.data_root))
-    if own is not None and own != recipe.channels and "channels" not in Recipe.parse(args.set):
-        print(f"{args.data} is {'grey' if own == 1 else 'in colour'}: channels={own}")
-        recipe = recipe.replaced(channels=own)
+    if "channels" not in Recipe.parse(args.set):
+        own = channels_of(args.data, Path(args.data_root))
+        if own != recipe.channels:
+            print(f"{args.data} is {'grey' if own == 1 else 'in colour'}: channels={own}")
+            recipe = recipe.replaced(channels=own)
     data = load(
         args.data, size=recipe.size, channels=recipe.channels, root=Path(args.data_root), strict=args.strict,
         report=say_report,
@@ -197,21 +207,23 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--objective", help=f"one of {', '.join(OBJECTIVES)}; default: the recipe's")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe field")
     parser.add_argument("--size", type=int, help="side of the images, px; default: the recipe's")
-    parser.add_argument("--kimg", type=float, help="length of the run in thousands of images; default: the recipe's")
-    parser.add_argument("--minutes", type=float, default=0, help="stop (resumably) after so long")
+    parser.add_argument("--kimg", type=number, help="length of the run in thousands of images; default: the recipe's")
+    parser.add_argument("--minutes", type=number, default=0, help="stop (resumably) after so long")
     parser.add_argument(
-        "--within", type=float, default=0, metavar="MINUTES", help="a whole run in so long, not in kimg"
+        "--within", type=number, default=0, metavar="MINUTES", help="a whole run in so long, not in kimg"
     )
     parser.add_argument(
         "--clock", choices=sorted(CLOCKS), default="wall", help="what --minutes and --within count: wall or CPU time"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make pairs ahead of time, for a GPU")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--evaluate-kimg", type=float, default=100, help="between evaluations; 0: never")
-    parser.add_argument("--evaluate-samples", type=int, default=2000)
-    parser.add_argument("--snapshot-kimg", type=float, default=50, help="between checkpoints and grids")
+    parser.add_argument("--seed", type=count(0, 2**63 - 1), default=0)
+    parser.add_argument("--threads", type=count(1), default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument(
+        "--workers", type=count(0), default=0, help="processes that make pairs ahead of time, for a GPU"
+    )
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--evaluate-kimg", type=number, default=100, help="between evaluations; 0: never")
+    parser.add_argument("--evaluate-samples", type=count(1), default=2000)
+    parser.add_argument("--snapshot-kimg", type=number, default=50, help="between checkpoints and grids")
     parser.add_argument("--data-root", default="data", help="where prepared sets lie")
     parser.add_argument("--strict", action="store_true", help="a bad image file is an error")
     parser.add_argument(
@@ -231,16 +243,18 @@ def _recolour(argv: Sequence[str]) -> int:
     parser.add_argument("--run", required=True, help="the run's directory")
     parser.add_argument("--out", required=True, help="the new run's directory")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of 256 images (default: {STEPS})")
+    parser.add_argument("--steps", type=count(1), default=STEPS, help=f"of 256 images (default: {STEPS})")
     parser.add_argument("--data", help="the data set, where it is not the one that the run was trained on")
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=count(1), default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     if (out / "last.pt").exists():
         raise RecipeError(f"{out} already holds a run: name another --out")
     run = exporting.read_run(Path(args.run), args.checkpoint)
+    if not run.recipe.palette:
+        raise RecipeError("palette is 0: this generator has no palette whose colours could be fitted")
     data, started = _data_of(run, args), time.monotonic()
     generator = fitted(
         run.nets["generator"], run.recipe.latent_dim, data.train, steps=args.steps, seed=run.facts["seed"], say=print
@@ -271,7 +285,7 @@ def _export(argv: Sequence[str]) -> int:
     parser.add_argument("--run", required=True, help="the run's directory")
     parser.add_argument("--name", required=True, help="the model's name, e.g. faces-32")
     parser.add_argument("--models", default="models", help="the models' folder; a running server notices")
-    parser.add_argument("--version", type=int, help="default: the next free one")
+    parser.add_argument("--version", type=count(1), help="default: the next free one")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
     args = parser.parse_args(argv)
     run = exporting.read_run(Path(args.run), args.checkpoint)
@@ -353,6 +367,10 @@ def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
         fresh, images = adopt(nets["generator"], trainer.family.name, trainer.recipe, source, say=log.say)
         trainer.ema.load_state_dict(nets["generator"].state_dict())
         before = {"images": images, "seconds": 0.0, "model": f"{source.parent.name}@{source.name}"}
+    elif not (source / "last.pt").is_file():
+        raise checkpoint.CheckpointError(
+            f"{source} is neither a run (with last.pt) nor an exported version, such as models/faces-32/6"
+        )
     else:
         state = checkpoint.load(source / "last.pt")
         fresh = trainer.start_from(state)
@@ -364,6 +382,22 @@ def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
         }
     log.say(f"weights of {source}; {len(fresh)} tensors are new")
     return before
+
+
+def _same_data(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with other images than a run was begun with: its card would name only the last.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    path = directory / "recipe.json"
+    before = json.loads(path.read_text()).get("data", {}) if path.is_file() else {}
+    now = facts["data"]
+    if before.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:
+        raise checkpoint.CheckpointError(
+            f"{directory} was trained on other images ({before.get('source')}, {before.get('train')} of them):"
+            " --start-from begins a run of its own from its weights"
+        )
 
 
 def _started_from(directory: Path) -> dict[str, Any] | None:

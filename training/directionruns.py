@@ -9,6 +9,7 @@ import numpy as np
 
 from service.manifest import Manifest
 from service.package import read_npz, read_package
+from training.arguments import count
 from training.attributes import STRENGTH, AttributesError, Direction, Drawer, attribute_values, learn, read_attributes
 from training.datasets import imageset
 from training.features import Lite0Features
@@ -29,7 +30,7 @@ def directions_run(argv: Sequence[str]) -> int:
         help="such as glasses=glasses.id, light_hair=hair.color or smile=mouth.id=smile*; again for each",
     )  # fmt: skip
     parser.add_argument("--images", type=int, default=4000, help="real ones, and seeds, to learn from")
-    parser.add_argument("--version", type=int, help="of what is written (default: the next free one)")
+    parser.add_argument("--version", type=count(1), help="of what is written (default: the next free one)")
     parser.add_argument("--data-root", default="data")
     args = parser.parse_args(argv)
     asked = dict(_parts(text) for text in args.attribute)

@@ -14,6 +14,7 @@ from torch import nn
 from service.manifest import TensorSpec
 from training import export as exporting
 from training import perceptual
+from training.arguments import count
 from training.checkpoint import CheckpointError
 from training.datasets import DataError, ImageSet, load
 from training.families import FAMILIES
@@ -39,13 +40,15 @@ def evaluation_run(argv: Sequence[str], data_of: DataOf) -> int:
     what.add_argument("--run", help="the run's directory; the figures go there, too, and into the card on export")
     what.add_argument("--model", help="an exported version that draws: models/faces-32/6; the figures are only shown")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="of the run")
-    parser.add_argument("--samples", type=int, default=5000, help="images on each side; fewer where fewer are held out")
+    parser.add_argument(
+        "--samples", type=count(1), default=5000, help="images on each side; fewer where fewer are held out"
+    )
     parser.add_argument(
         "--beside", action="append", default=[], metavar="RUN", help="another run on the same pairs, in the same table"
     )
     parser.add_argument("--data", help="the data set, where it is not the one of the training")
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=count(1), default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.model:

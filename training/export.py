@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from service.engine.latents import latents_from_seeds
@@ -206,11 +207,16 @@ def write_export(
         graphs[graph_name] = data
         golden.update({f"{graph_name}/{key}": value for key, value in {**inputs, **outputs}.items()})
         drafts[graph_name] = GraphDraft(opset=OPSET, inputs=graph.inputs, outputs=graph.outputs)
-    draft = ManifestDraft(
-        name=name, family=family.name, tasks=spec.tasks, graphs=drafts,
-        generate=spec.generate, translate=spec.translate, upscale=spec.upscale,
-        provenance=provenance, evaluation=evaluation, license=data_license, paper=family.paper,
-    )  # fmt: skip
+    try:
+        draft = ManifestDraft(
+            name=name, family=family.name, tasks=spec.tasks, graphs=drafts,
+            generate=spec.generate, translate=spec.translate, upscale=spec.upscale,
+            provenance=provenance, evaluation=evaluation, license=data_license, paper=family.paper,
+        )  # fmt: skip
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in wrong["loc"])
+        raise ExportError(f"{field} is {str(wrong['input'])[:80]!r}: {wrong['msg']}") from None
     return write_package(
         root, draft, graphs=graphs, golden=golden, arrays=dict(spec.arrays) or None, card=card_text,
         samples_png=samples_png, version=version,

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.engine.latents import latents_from_seeds
 from training import export as exporting
+from training.arguments import count
 from training.datasets import DataError, ImageSet
 from training.layers import from_pixels, to_pixels
 from training.projection import (
@@ -43,11 +44,11 @@ def encoder_run(argv: Sequence[str], data_of: DataOf) -> int:
     parser = argparse.ArgumentParser(prog="python -m training encoder")
     parser.add_argument("--run", required=True, help="the run's directory")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"), help="the one that will be exported")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} images (default: {STEPS})")
+    parser.add_argument("--steps", type=count(1), default=STEPS, help=f"of {BATCH} images (default: {STEPS})")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--data", help="the data set, where it is not the one that the run was trained on")
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=count(1), default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     run = exporting.read_run(Path(args.run), args.checkpoint)
@@ -81,9 +82,11 @@ def project_run(argv: Sequence[str]) -> int:
     parser.add_argument("--image", required=True, help="the picture; cropped about its centre to the model's shape")
     parser.add_argument("--out", required=True, help="a folder for latents.npy, target.png and reconstruction.png")
     parser.add_argument("--checkpoint", default="last", choices=("last", "best"))
-    parser.add_argument("--steps", type=int, default=300, help="of gradient descent; 0 leaves what the encoder finds")
-    parser.add_argument("--passes", type=int, default=2 * PASSES, help="of the encoder, where the run has one")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--steps", type=count(0), default=300, help="of gradient descent; 0 leaves what the encoder finds"
+    )
+    parser.add_argument("--passes", type=count(1), default=2 * PASSES, help="of the encoder, where the run has one")
+    parser.add_argument("--threads", type=count(1), default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     run = exporting.read_run(Path(args.run), args.checkpoint)

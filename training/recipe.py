@@ -97,8 +97,9 @@ class Recipe:
     mask, with the rest copied (`fill`); or that with its coarse part from a smooth filling (`inpaint`)."""
     downsamplings: int = 2
     """Halvings inside an image-to-image generator; input sides are padded to multiples of 2 to this power."""
-    pixel_loss: Literal["l1", "l2"] = "l1"
-    """Mean absolute or squared difference; l1 blurs less."""
+    pixel_loss: Literal["l1", "l2", "psnr"] = "l1"
+    """Mean absolute or squared difference (l1 blurs less), or the mean of the logarithms of each image's squared one,
+    which is what a mean PSNR is made of."""
     pixel_weight: float = 0.0
     """Of the pixel loss, images in [-1, 1]. Pix2Pix: 100."""
     perceptual_weight: float = 0.0

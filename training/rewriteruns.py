@@ -12,6 +12,7 @@ import onnx
 
 from service.manifest import GraphSpec
 from service.package import read_npz, read_package
+from training.arguments import count
 from training.export import Arrays, ExportError, held_against, one_threaded
 from training.graphforms import reformed
 from training.repackaging import repackaged
@@ -23,7 +24,7 @@ def rewrite_run(argv: Sequence[str]) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m training rewrite", description=__doc__)
     parser.add_argument("--model", required=True, help="the folder of an exported version: models/faces-32/6")
-    parser.add_argument("--version", type=int, help="of what is written (default: the next free one)")
+    parser.add_argument("--version", type=count(1), help="of what is written (default: the next free one)")
     args = parser.parse_args(argv)
     print(rewritten(Path(args.model), args.version))
     return 0

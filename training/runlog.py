@@ -114,13 +114,22 @@ class RunLog:
         """Save a grid of [N, H, W, C] uint8 as samples/<kimg>.png."""
         save_png(self.directory / "samples" / f"{kimg:09.1f}.png", grid(images, columns), zoom=zoom)
 
-    def progress(self, kimg: float, total_kimg: float, values: Mapping[str, float]) -> None:
-        """One line: how far, how fast, how long yet, and the latest figures."""
+    def progress(
+        self, kimg: float, total_kimg: float | None, values: Mapping[str, float], left_s: float | None = None
+    ) -> None:
+        """One line: how far, how fast, how long yet, and the latest figures.
+
+        Args:
+            total_kimg: the run's length, or None for one that goes by the clock and has `left_s` yet.
+        """
         elapsed = time.monotonic() - self._started
         rate = (kimg - self._started_kimg) / elapsed if elapsed > 0 else 0.0
-        left = (total_kimg - kimg) / rate if rate > 0 else float("inf")
+        left = float("inf") if left_s is None else left_s
+        if total_kimg is not None and rate > 0:
+            left = max(0.0, total_kimg - kimg) / rate
         figures = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-        line = f"{kimg:8.1f}/{total_kimg:.0f} kimg  {rate * 1000:5.0f} img/s  {_clock(left)} left  {figures}"
+        whole = "" if total_kimg is None else f"/{total_kimg:.{0 if total_kimg >= 10 else 1}f}"
+        line = f"{kimg:8.1f}{whole} kimg  {rate * 1000:5.0f} img/s  {_clock(left)} left  {figures}"
         if self.out.isatty():
             self.out.write(f"\r\x1b[2K{line[:200]}")
             self.out.flush()

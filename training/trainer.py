@@ -117,6 +117,8 @@ class Trainer:
         # Asked once: the tree may change while this process goes on running what it has loaded.
         self.commit = source_commit()
         self.iteration, self.best, self.seconds = 0, float("inf"), 0.0
+        self.evaluated = 0.0
+        """kimg of the last evaluation: one that was cut short is made up for by the resumed run."""
         self.stopping = False
 
     @property
@@ -139,7 +141,9 @@ class Trainer:
         """Run to the recipe's end (or `stop_after_s`), leaving `last.pt` and, when evaluated, `best.pt`."""
         clock = CLOCKS[self.options.clock]
         started, spent = clock(), self.seconds
-        due = {"tick": self.kimg, "snapshot": self.kimg, "evaluate": self.kimg + self.options.evaluate_kimg}
+        due = {"tick": self.kimg, "snapshot": self.kimg, "evaluate": self.evaluated + self.options.evaluate_kimg}
+        if self.evaluate is not None and self.done >= 1 and self.evaluated < self.kimg:
+            self._evaluate(self.evaluate)
         sums: dict[str, list[float]] = {}
         while self.done < 1:
             stats = self.step()
@@ -281,7 +285,10 @@ class Trainer:
         self.log.stats(self.kimg, {**stats, "seconds": self.seconds})
         wanted = ("pair_accuracy", "psnr")
         shown = {name: value for name, value in stats.items() if name.startswith("loss_") or name in wanted}
-        self.log.progress(self.kimg, self.recipe.total_kimg, shown)
+        if self.options.within_s:
+            self.log.progress(self.kimg, None, shown, max(0.0, self.options.within_s - self.seconds))
+        else:
+            self.log.progress(self.kimg, self.recipe.total_kimg, shown)
         self._watch(stats)
 
     def _watch(self, figures: Mapping[str, float]) -> None:
@@ -302,11 +309,13 @@ class Trainer:
         self.log.stats(self.kimg, figures, kind="evaluation")
         self._watch(figures)
         self.log.say(f"{self.kimg:8.1f} kimg  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        names, self.evaluated = ["last.pt"], self.kimg
         if figures[self.options.best_by] < self.best:
             self.best = float(figures[self.options.best_by])
-            # Both: a `last.pt` that did not know of the best would let a resumed run overwrite it by a worse one.
-            for name in ("best.pt", "last.pt"):
-                checkpoint.save(self.log.directory / name, self.state())
+            names.insert(0, "best.pt")
+        # `last.pt`, too: one that did not know of the best would let a resumed run overwrite it by a worse one.
+        for name in names:
+            checkpoint.save(self.log.directory / name, self.state())
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if nothing had happened."""
@@ -321,6 +330,7 @@ class Trainer:
             "random": checkpoint.random_state(),
             "iteration": self.iteration,
             "best": self.best,
+            "evaluated": self.evaluated,
             "seconds": self.seconds,
             "commit": self.commit,
             "augment": None if self.augment.adaptive is None else self.augment.adaptive.state(),
@@ -358,6 +368,7 @@ class Trainer:
         then, now = state["recipe"], self.recipe.to_json()
         if then["optimiser"] != now["optimiser"]:
             raise checkpoint.CheckpointError(f"optimiser was {then['optimiser']!r}, cannot become {now['optimiser']!r}")
+        changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
         try:
             self.nets.load_state_dict(state["nets"])
             self.ema.load_state_dict(state["ema"])
@@ -370,14 +381,16 @@ class Trainer:
             self.sampler.restore(state["sampler"])
             self._ahead = None
         except (RuntimeError, ValueError, KeyError) as error:
-            raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+            why = f"trained with another recipe: {', '.join(changed)}" if changed else str(error)
+            raise checkpoint.CheckpointError(f"the checkpoint does not fit this run: {why}") from error
         if self.augment.adaptive is not None and state.get("augment") is not None:
             self.augment.adaptive.restore(state["augment"])
         checkpoint.restore_random_state(state["random"])
         self._schedule()
         self.iteration, self.best, self.seconds = state["iteration"], state["best"], state["seconds"]
+        self.evaluated = state.get("evaluated", self.kimg)
         self.log.resume(self.kimg)
-        if changed := [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]:
+        if changed:
             self.log.say(f"resumed with another recipe: {', '.join(changed)}")
 
 

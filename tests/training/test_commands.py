@@ -148,7 +148,84 @@ def test_interrupted_and_resumed_equals_uninterrupted(number, folder, tmp_path, 
 def test_resume_refuses_a_set_that_has_changed(folder, tmp_path, capsys):
     assert train(folder, tmp_path / "run") == 0
     assert train(folder / "dark", tmp_path / "run", "--resume") == 1
-    assert "the checkpoint does not fit this run" in capsys.readouterr().err
+    assert "was trained on other images" in capsys.readouterr().err
+
+
+def test_resume_refuses_as_many_other_images(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    for name in ("dark", "bright"):
+        (other / name).mkdir(parents=True)
+        for path in (folder / name).iterdir():
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(other / name / path.name)
+    assert train(folder, tmp_path / "run") == 0
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    assert train(other, tmp_path / "run", "--kimg", "0.08", "--resume") == 1
+    assert "was trained on other images" in capsys.readouterr().err
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == before
+
+
+def test_a_run_that_has_ended_says_so_and_keeps_what_it_was_trained_by(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(folder, run) == 0
+    before = (run / "recipe.json").read_bytes()
+    assert train(folder, run, "--resume", "--set", "learning_rate=0.5", "--kimg", "0.02") == 0
+    assert "has come to its end" in capsys.readouterr().err
+    assert (run / "recipe.json").read_bytes() == before
+
+
+def test_a_resumed_run_without_a_checkpoint_begins_from_what_it_is_told(folder, tmp_path, capsys):
+    assert train(folder, tmp_path / "first") == 0
+    assert train(folder, tmp_path / "second", "--resume", "--start-from", str(tmp_path / "first")) == 0
+    err = capsys.readouterr().err
+    assert "holds no checkpoint yet" in err and f"weights of {tmp_path / 'first'}" in err
+    assert json.loads((tmp_path / "second" / "recipe.json").read_text())["started_from"]["images"] == 40
+    assert train(folder, tmp_path / "third", "--start-from", str(tmp_path / "none")) == 1
+    assert "neither a run (with last.pt) nor an exported version" in capsys.readouterr().err
+
+
+def test_own_images_decide_on_colour_too(folder, tmp_path):
+    (tmp_path / "own").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(20):
+        pixels = random.integers(0, 256, (8, 8, 1 if index else 3), np.uint8).repeat(3 if index else 1, axis=2)
+        Image.fromarray(pixels).save(tmp_path / "own" / f"{index}.png")
+    for data, family, channels in ((tmp_path / "own", "gan", 3), (folder, "dcgan", 1)):
+        run = tmp_path / family
+        assert train(data, run, family=family) == 0
+        assert json.loads((run / "recipe.json").read_text())["recipe"]["channels"] == channels
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--threads", "0"], ["--within", "-1"], ["--minutes", "nan"], ["--kimg", "much"], ["--device", "gpu"],
+        ["--seed", "99999999999999999999"], ["--evaluate-samples", "0"], ["--snapshot-kimg", "-1"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_names_the_argument_and_what_would_be_right(folder, tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        train(folder, tmp_path / "run", *arguments)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and f"argument {arguments[0]}: is '{arguments[1]}', must be" in line
+
+
+def test_a_file_is_no_run_and_a_bad_name_no_model(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(folder, tmp_path / "file") == 1 and "is a file" in capsys.readouterr().err
+    assert train(folder, tmp_path / "run") == 0
+    command = ["export", "--run", str(tmp_path / "run"), "--models", str(tmp_path / "models"), "--name"]
+    for name in ("Bad Name", "../x"):
+        assert main([*command, name]) == 1
+        assert f"python -m training export: name is {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists() or not any((tmp_path / "models").iterdir())
+
+
+def test_interrupted_before_the_loop_is_no_traceback(monkeypatch, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "families", interrupt)
+    assert main(["families"]) == 130 and "families: interrupted" in capsys.readouterr().err
 
 
 def test_too_few_images_train_without_evaluation(folder, tmp_path, capsys):

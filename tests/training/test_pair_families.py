@@ -11,8 +11,10 @@ from tinytraining import differing, spying
 from service.manifest import Task
 from service.package import verify_package
 from training import checkpoint, perceptual
+from training.evaluation.psnr import psnr
 from training.export import export_run, read_run
 from training.families import FAMILIES
+from training.paired import log_error
 from training.perceptual import Vgg
 from training.recipe import RecipeError
 from training.trainer import sheet, translate
@@ -101,6 +103,19 @@ def test_learning_brings_outputs_nearer_to_targets(tmp_path, family, recipe):
         stats = trainer.step()
         losses.append(sum(value for name, value in stats.items() if name.startswith("loss_")))
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+
+
+def test_the_psnr_loss_falls_as_a_mean_psnr_rises():
+    random = np.random.RandomState(0)
+    targets = random.randint(40, 216, (3, 8, 8, 3))
+    near = (targets + random.randint(-3, 4, targets.shape)).astype(np.uint8)
+    far = (targets + random.randint(-30, 31, targets.shape)).astype(np.uint8)
+    for images in (near, far, np.stack([near[0], far[1], near[2]])):
+        pairs = (
+            torch.from_numpy(part.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2) for part in (images, targets)
+        )
+        told = 20 * np.log10(2) - 10 / np.log(10) * float(log_error(*pairs))
+        assert abs(told - psnr(images, targets.astype(np.uint8)).mean()) < 0.1
 
 
 @every

@@ -117,6 +117,16 @@ def test_a_file_gets_a_line_each_a_terminal_one_that_is_rewritten(tmp_path):
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r\x1b[2K") == 3
 
 
+def test_a_line_tells_what_is_left_of_images_or_of_time(tmp_path):
+    out = io.StringIO()
+    log = log_of(tmp_path, out)
+    log.progress(0.1, 0.04, {})
+    log.progress(1.0, None, {}, 90.0)
+    over, timed = out.getvalue().splitlines()
+    assert "0.1/0.0 kimg" in over and "0:00:00 left" in over
+    assert "1.0 kimg" in timed and "/" not in timed.split("img/s")[0] and "0:01:30 left" in timed
+
+
 def test_tensorboard_events(tmp_path):
     log = RunLog(tmp_path, out=io.StringIO())
     log.stats(1.0, {"loss": 0.5})

@@ -409,6 +409,35 @@ def test_the_last_checkpoint_knows_a_best_found_after_it(tmp_path):
     assert checkpoint.load(tmp_path / "last.pt")["best"] == 1.0
 
 
+def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path):
+    def cut(images):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_trainer(tmp_path, "gan", shrunk("gan"), evaluate=cut).train()
+    trainer = tiny_trainer(tmp_path, "gan", shrunk("gan"), evaluate=lambda images: {"kid_lite0": 1.0})
+    trainer.restore(checkpoint.load(tmp_path / "last.pt"))
+    assert trainer.done >= 1
+    trainer.train()
+    assert checkpoint.load(tmp_path / "best.pt")["best"] == 1.0 and len(rows_of(tmp_path, kind="evaluation")) == 1
+    again = tiny_trainer(tmp_path, "gan", shrunk("gan"), evaluate=cut)
+    again.restore(checkpoint.load(tmp_path / "last.pt"))
+    again.train()  # once is enough
+
+
+def test_a_resumed_run_is_evaluated_when_an_uninterrupted_one_would_be(tmp_path):
+    options = {"evaluate_kimg": 0.03, "evaluate_samples": 7, "snapshot_kimg": 0.001}
+    told = lambda images: {"kid_lite0": 1.0}  # noqa: E731
+    whole = tiny_trainer(tmp_path / "whole", "gan", shrunk("gan"), evaluate=told, **options)
+    whole.train()
+    for _ in range(20):
+        part = tiny_trainer(tmp_path / "parts", "gan", shrunk("gan"), evaluate=told, **options, stop_after_s=1e-9)
+        if (tmp_path / "parts" / "last.pt").exists():
+            part.restore(checkpoint.load(tmp_path / "parts" / "last.pt"))
+        part.train()
+    assert rows_of(tmp_path / "parts", kind="evaluation") == rows_of(tmp_path / "whole", kind="evaluation") != []
+
+
 def test_out_of_time_stops_with_a_checkpoint(tmp_path):
     tiny_trainer(tmp_path, "gan", shrunk("gan"), stop_after_s=1e-9).train()
     assert checkpoint.load(tmp_path / "last.pt")["iteration"] == 1

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--list", action="store_true", help="list the public sets and what is prepared")
     out.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="data folder (default: %(default)s)")
     out.add_argument("--from", dest="given", type=Path, metavar="DIR", help="folder with package files fetched by hand")
-    out.add_argument("--again", action="store_true", help="prepare a public set even though it is there")
+    out.add_argument("--again", action="store_true", help="prepare a set even though it is there, in its place")
     own = out.add_argument_group("your own images")
     own.add_argument("--out", metavar="NAME", help="prepare them as ROOT/NAME, to be loaded by that name")
     own.add_argument("--size", type=int, default=64, metavar="PX", help="side of the images (default: %(default)s)")
@@ -127,6 +127,8 @@ def _own(given: argparse.Namespace) -> None:
             )
         if os.path.lexists(given.root / given.out) and not prepared.is_prepared(given.root / given.out):
             raise DataError(f"--out {given.out!r}: {given.root / given.out} exists and is not a prepared set")
+        if prepared.is_prepared(given.root / given.out) and not given.again:
+            raise DataError(f"--out {given.out!r}: there is such a set already; --again replaces it")
     images = load(
         given.source, size=given.size, channels=given.channels, root=given.root, strict=given.strict,
         test_fraction=given.test_fraction, report=_print,

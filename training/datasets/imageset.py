@@ -17,6 +17,10 @@ from training.datasets.report import DataReport
 from training.datasets.resize import fit_all
 
 ROOT = Path("data")
+SIDE_MOST = 4096
+"""Side of the images, px: beyond it one image alone takes 50 MB, and a set of them no machine's memory."""
+_GLANCE = 16
+"""Side at which it is told whether images are grey, px."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,9 @@ def load(
     Raises:
         DataError: see training.datasets.errors.
     """
-    if size < 1 or channels not in (1, 3) or not 0 <= test_fraction < 1:
+    if not 1 <= size <= SIDE_MOST or channels not in (1, 3) or not 0 <= test_fraction < 1:
         raise DataError(
-            f"size must be at least 1, channels 1 or 3, test_fraction in [0, 1); "
+            f"size must be 1 to {SIDE_MOST}, channels 1 or 3, test_fraction in [0, 1); "
             f"got size {size}, channels {channels}, test_fraction {test_fraction}"
         )
     for folder in (root / source, Path(source)):
@@ -84,16 +88,17 @@ def load(
     return images
 
 
-def channels_of(source: str, root: Path = ROOT) -> int | None:
-    """1 for a prepared set of grey images, 3 for one of colour; None where `source` is no set that is there.
+def channels_of(source: str, root: Path = ROOT) -> int:
+    """1 for a set of grey images, 3 where one of them is in colour. A user's own are read for it, small.
 
     Raises:
-        BrokenSet: its description cannot be read.
+        DataError: see training.datasets.errors.
     """
     for folder in (root / source, Path(source)):
         if source and prepared.is_prepared(folder):
             return int(prepared.read_meta(folder)["channels"])
-    return None
+    images = load(source, size=_GLANCE, channels=3, root=root)
+    return 3 if any((part != part[..., :1]).any() for part in (images.train, images.test)) else 1
 
 
 def _load_prepared(folder: Path, size: int, channels: int) -> tuple[ImageSet, DataReport]:

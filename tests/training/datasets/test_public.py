@@ -138,6 +138,13 @@ def test_own_images_are_reported_and_prepared_by_name(tmp_path: Path, capsys: py
     assert images.fingerprint == load(str(tmp_path / "mine"), size=16, channels=3).fingerprint
     assert main(["--list", *root]) == 0
     assert "CC0-1.0" in capsys.readouterr().out
+    before = (tmp_path / "data" / "own" / "meta.json").read_bytes()
+    (tmp_path / "mine" / "a" / "0.png").unlink()
+    assert main([*arguments, "--out", "own"]) == 1
+    assert "--again replaces it" in capsys.readouterr().err
+    assert (tmp_path / "data" / "own" / "meta.json").read_bytes() == before
+    assert main([*arguments, "--out", "own", "--again"]) == 0
+    assert len(load("own", size=16, channels=3, root=tmp_path / "data").train) == 8
     assert main([*arguments, "--out", "strict", "--strict"]) == 1
     assert "a/bad.jpg" in capsys.readouterr().err and not (tmp_path / "data" / "strict").exists()
 
