@@ -11,6 +11,7 @@ from service.api import faults
 from service.api.parts import Parts
 from service.api.plain import Headers
 from service.api.strict_json import shown
+from service.engine.folders import lies_there
 from service.errors import GanymedeError, InvalidRequest, ModelAsleep, NotReady, TaskNotServed, UnknownModel
 from service.manifest import Task
 
@@ -49,7 +50,7 @@ def serving(parts: Parts, name: str, task: Task) -> "ModelInfo":
     try:
         model = parts.engine.model(name)
     except UnknownModel:
-        if parts.state == "loading":  # it may be among those that are still to come
+        if parts.state == "loading" and lies_there(parts.settings.models, name):
             raise NotReady(f"{shown(name)} is not loaded yet", reason="loading") from None
         raise
     if task not in model.manifest.tasks:

@@ -75,6 +75,14 @@ def named(name: str, version: int | None) -> tuple[str, int | None]:
     return name, int(own)
 
 
+def lies_there(root: Path, ref: str) -> bool:
+    """Whether `name` or `name@version` has a folder, whatever is in it."""
+    name, _, version = ref.partition("@")
+    if not re.match(NAME_PATTERN, name):
+        return False
+    return (root / name / version if _VERSION.fullmatch(version) else root / name).is_dir()
+
+
 def _folders(parent: Path) -> list[Path]:
     try:
         entries = sorted(parent.iterdir())

@@ -88,7 +88,8 @@ async def test_health(client, engine):
     assert (await client.head("/models/faces/load")).status_code == 405
 
 
-async def test_while_loading(engine):
+async def test_while_loading(engine, tmp_path):
+    (tmp_path / "not-yet" / "1").mkdir(parents=True)
     gate, opened = asyncio.Event(), engine.open
 
     async def slowly():
@@ -96,13 +97,16 @@ async def test_while_loading(engine):
         await opened()
 
     engine.open = slowly
-    app = create_app(Settings(), engine)
+    app = create_app(Settings(models=tmp_path), engine)
     connection = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
     async with app.router.lifespan_context(app), connection as client:
         assert (await client.get("/livez")).status_code == 200
+        for name in ("never", "../x", "not-yet@2"):  # no folder of theirs is there to be loaded
+            assert (await client.post("/generate", json={"model": name})).status_code == 404
         assert (await client.get("/readyz")).json()["state"] == "loading"
-        reply = await client.post("/generate", json={"model": "not-yet"})
-        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        for name in ("not-yet", "not-yet@1", "not-yet@latest"):
+            reply = await client.post("/generate", json={"model": name})
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
         gate.set()
         await engine.opened.wait()
         await asyncio.sleep(0)
