@@ -165,7 +165,7 @@ def _summary(model: "ModelInfo") -> dict[str, Any]:
         "labels": list(drawn.labels) if drawn and drawn.labels else None,
         "latent_dim": drawn.latent_dim if drawn else None,
         "truncation": drawn.truncation if drawn else False,
-        "mask": manifest.translate.mask if manifest.translate else False,
+        "mask": bool(manifest.translate and manifest.translate.mask),
         "steering": _steering(model),
         "license": manifest.license,
         "paper": manifest.paper,
