@@ -18,12 +18,11 @@ from training.datasets.files import Item, items
 from training.datasets.imageset import ROOT, load
 from training.datasets.own import held_out
 from training.datasets.pairs import Cut, DegradedPairs, Pairs, StoredPairs, UnpairedSets
-from training.datasets.report import DataReport
+from training.datasets.report import PAIR_FOLDERS, DataReport
 from training.datasets.resize import fit
 
 Images = NDArray[np.uint8]
 Pairing = Literal["none", "paired", "unpaired"]
-SIDES = (("input", "target"), ("a", "b"), ("A", "B"), ("source", "target"))
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ def _read_pairs(
 def _matched(files: list[Item], report: DataReport) -> list[tuple[str, Item, Item | None]]:
     """(name, source, target); the target is None for a picture that holds both side by side."""
     split = [item.name.split("/") for item in files]
-    for left, right in SIDES:
+    for left, right in PAIR_FOLDERS:
         # A single folder around everything does not count.
         sides: dict[str, dict[str, Item]] = {left: {}, right: {}}
         for item, parts in zip(files, split, strict=True):

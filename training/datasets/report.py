@@ -29,6 +29,10 @@ REFUSALS: Mapping[str, str] = {
 }
 
 
+PAIR_FOLDERS = (("input", "target"), ("a", "b"), ("A", "B"), ("source", "target"))
+"""Names of the two folders that pairs lie in, by equal file names."""
+
+
 @dataclass
 class DataReport:
     """Counts and names per kind; the kinds are the keys of REPAIRS and REFUSALS.
@@ -70,6 +74,8 @@ class DataReport:
         if self.classes:
             shown = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
             lines.append(f"  {len(self.classes)} classes: {shown}")
+        if self.classes in {tuple(sorted(pair)) for pair in PAIR_FOLDERS}:
+            lines.append("  read as two classes, not as pairs: `--family pix2pix` without a degradation reads pairs")
         for title, part, kinds in (("repaired", self.repaired, REPAIRS), ("left out", self.left_out, REFUSALS)):
             for kind in sorted(part, key=lambda kind: -len(part[kind])):
                 found = part[kind]

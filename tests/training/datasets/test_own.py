@@ -238,3 +238,8 @@ def test_unknown_sources_and_arguments_are_named(tmp_path: Path) -> None:
         load("", size=28, channels=1, root=tmp_path)
     with pytest.raises(DataError, match="channels 2"):
         load("mnist", size=28, channels=2, root=tmp_path)
+
+
+def test_folders_of_pairs_are_told_from_classes() -> None:
+    assert "not as pairs" in DataReport("x", classes=("input", "target")).text()
+    assert "not as pairs" not in DataReport("x", classes=("input", "output")).text()
