@@ -3,6 +3,7 @@
 Pillow is only imported when the first upload is decoded.
 """
 
+import hashlib
 import io
 import logging
 from collections.abc import Callable
@@ -43,6 +44,9 @@ _PROBE: Pixels = np.concatenate(
 """All grays and a lattice of colours, [1, 472, 3]: what a colour profile makes of them tells what it is."""
 _SAME = 2
 """Levels between sRGB's own profile by one maker and by another."""
+_SRGB_KNOWN = 256
+_srgb: set[bytes] = set()
+"""Digests of profiles that were found to be sRGB: to find out takes four milliseconds, and most uploads have one."""
 _BLOCK_PX = 1 << 18  # pixels converted at once: wide intermediate types stay small
 
 
@@ -227,6 +231,9 @@ def _transformed(picture: "Picture", profile: bytes) -> "Picture | None":
     """The picture in sRGB; None where its profile is sRGB already, does not fit its mode, or is broken."""
     from PIL import Image, ImageCms
 
+    digest = hashlib.sha256(profile).digest()
+    if picture.mode == "RGB" and digest in _srgb:
+        return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), picture.mode, "RGB")
@@ -234,6 +241,8 @@ def _transformed(picture: "Picture", profile: bytes) -> "Picture | None":
             # Not by its name: there are linear ones that have sRGB in it, and sRGB by a dozen others.
             probe = Image.fromarray(_PROBE)
             if np.abs(np.asarray(ImageCms.applyTransform(probe, transform)).astype(int) - _PROBE).max() <= _SAME:
+                if len(_srgb) < _SRGB_KNOWN:
+                    _srgb.add(digest)
                 return None
         return ImageCms.applyTransform(picture, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError) as error:
