@@ -12,6 +12,7 @@ from tinymodels import write_picture_models, write_tiny
 from uploads import exif, mutated, png_of, saved, seeds, smooth
 
 from service.api.app import engine_of
+from service.api.reading import UPLOADS_HELD
 from service.api.streaming import Streamed
 from service.settings import Settings
 
@@ -285,6 +286,23 @@ async def test_uploads_beyond_the_room_are_refused_for_now(real):
             assert reply.status_code == 429 and reply.json()["reason"] == "uploads" and "retry-after" in reply.headers
         assert (await send(real, "/upscale", saved(PHOTO, "PNG"), model="tiny-x2")).status_code == 200
     assert uploads.held == pictures.held == 0
+
+
+async def test_uploads_that_do_not_come_keep_nobody_out(real):
+    gate = asyncio.Event()
+
+    async def late():
+        await gate.wait()
+        yield b"nothing"
+
+    url = "/upscale?model=tiny-x2"
+    head = {"content-type": "image/png"}
+    waiting = [asyncio.create_task(real.post(url, content=late(), headers=head)) for _ in range(UPLOADS_HELD + 4)]
+    await asyncio.sleep(0.1)
+    assert (await send(real, "/upscale", saved(PHOTO, "PNG"), model="tiny-x2")).status_code == 200
+    gate.set()
+    assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {415}
+    assert all(room.held == 0 for room in real.app.state.rooms)
 
 
 async def fuzz(client, first: int, count: int) -> dict[int, int]:
