@@ -266,7 +266,7 @@ def test_classes_are_drawn_as_often_as_they_occur():
 
 
 def test_a_model_that_draws_nothing_is_not_evaluated(tmp_path, capsys):
-    assert main(["evaluate", "--model", "models/photo-x2/2"]) == 1
+    assert main(["evaluate", "--model", "models/photo-x2/3"]) == 1
     assert "does not generate" in capsys.readouterr().err
 
 
