@@ -137,7 +137,7 @@ def hold(examples: int, *, seeded: bool) -> None:
 
 @pytest.mark.slow
 def test_shipped_models_keep_the_seed_promise():
-    hold(120, seeded=True)
+    hold(20 * len(SHIPPED), seeded=True)
 
 
 @pytest.mark.fuzz
