@@ -28,7 +28,7 @@ class Recipe:
     size: int = 32
     """Side of the square images, px. Set from the command line or the data set."""
     channels: int = 3
-    """1 grey, 3 RGB. A public set decides it for families that draw from latents, where it is not set outright."""
+    """1 grey, 3 RGB. The images decide it for families that draw from latents, where it is not set outright."""
     classes: int = 0
     """Number of classes; 0 is unconditional. Set from the data set."""
 

@@ -5,7 +5,6 @@ done by a worker thread. Parts are windows of the buffer, not copies. Nothing is
 """
 
 import asyncio
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from service.api.bodies import UNKNOWN_TOLD, unknown
 from service.api.faults import BodyTooLarge, BodyTooSlow, MalformedForm, UnsupportedMediaType, raise_all
 from service.api.intake import Intake, Turns
 from service.api.strict_json import shown
@@ -38,8 +38,6 @@ _PLAIN = ("", "binary", "7bit", "8bit")
 Reach = Callable[[int], None]
 FILES = ("image", "mask")
 """Names of what comes as a file; everything else comes as text."""
-UNKNOWN_TOLD = 8
-"""Wrong names told in one answer."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Room:
             self.held -= amount
 
     @contextmanager
-    def growing(self, most: int) -> "Iterator[Reach]":
+    def growing(self, most: int) -> Iterator[Reach]:
         """Hold within the block what is taken bit by bit, at most so much. Yields what is called with each amount to
         come: the first is held as it is, then twice of it if there is room, so that of many that begin at once some are
         refused early.
@@ -127,7 +125,7 @@ def expected_bytes(request: Request, max_bytes: int) -> int:
 
 
 async def read_body(
-    request: Request, size: int, timeout_s: float, turns: Turns, reach: "Reach" = lambda amount: None
+    request: Request, size: int, timeout_s: float, turns: Turns, reach: Reach = lambda amount: None
 ) -> memoryview:
     """The body, in memory that is only taken as it fills.
 
@@ -150,7 +148,7 @@ async def read_body(
     return view[:at].toreadonly()
 
 
-async def _streamed(request: Request, view: memoryview, reach: "Reach") -> int:
+async def _streamed(request: Request, view: memoryview, reach: Reach) -> int:
     """The body as ASGI hands it over: of unknown length, small, or by way of TLS."""
     at, size = 0, len(view)
     async for chunk in request.stream():
@@ -198,8 +196,6 @@ def take_apart(body: memoryview, content_type: str, query: Mapping[str, str], kn
         if not 1 <= len(boundary) <= 70:
             raise MalformedForm("content-type: multipart/form-data without a boundary of 1 to 70 bytes", field="body")
         for name, part, is_file in _parts(body, boundary):
-            if is_file is None:
-                continue
             if name in files or name in fields:
                 raise InvalidRequest(f"{shown(name)} is given more than once", field=name[:60])
             if is_file:
@@ -220,9 +216,7 @@ def _misplaced(files: Mapping[str, Part], fields: Mapping[str, str], known: Sequ
     """What is none of the endpoint's, or came as the other kind."""
     for name in (*files, *fields):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            yield InvalidRequest(f"unknown field {shown(name)}; {hint}", field=name[:60], allowed=known)
+            yield unknown(name, known)
         elif name in files and name not in FILES:
             yield InvalidRequest(f"{name}: came as a file, must be text", field=name)
         elif name in fields and name in FILES:
@@ -239,8 +233,8 @@ def _text(name: str, part: Part) -> str:
         raise MalformedForm(f"{shown(name)} is not UTF-8; a file needs a filename", field=name[:60]) from None
 
 
-def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, Part, bool | None]]:
-    """Name, content, and whether it is a file, of every part; None is a file that a page's user has not chosen."""
+def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, Part, bool]]:
+    """Name, content, and whether it is a file, of every part but the files that a page's user has not chosen."""
     mark = b"--" + boundary
     between = re.compile(re.escape(b"\r\n" + mark) + rb"(?=--|\r\n)")
     at = 0 if bytes(body[: len(mark)]) == mark else _find(between, body, 0, len(mark) + 4) + 2
@@ -255,8 +249,8 @@ def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, Part, bool 
         start = at + head_end + 4
         end = _find(between, body, start - 2, len(mark) + 4)  # an empty part's own line end is the headers'
         part = Part(body[start : max(start, end)], media_type)
-        is_file = filename is not None or (media_type or "").lower().startswith("image/")
-        yield name, part, None if filename == b"" and not len(part.data) else is_file
+        if filename != b"" or len(part.data):
+            yield name, part, filename is not None or (media_type or "").lower().startswith("image/")
         at = end + 2
     raise MalformedForm(f"the form has more than {MAX_PARTS} parts", field="body")
 

@@ -114,12 +114,10 @@ def _unfold(picture: "Picture", profile: bytes | None) -> tuple[Pixels, Pixels |
         unfolded = picture.convert("RGBA" if keyed else "RGB")
     elif picture.mode == "CMYK":
         unfolded = _cmyk(picture, profile)
-    elif picture.mode in ("LA", "La"):
-        unfolded = picture.convert("RGBA")
     elif picture.mode in ("RGBA", "RGB"):
         unfolded = picture
     else:
-        unfolded = picture.convert("RGBA" if picture.mode in ("RGBa",) else "RGB")
+        unfolded = picture.convert("RGBA" if picture.mode in ("LA", "La", "RGBa") else "RGB")
     return _split(_array(unfolded))
 
 
@@ -231,8 +229,8 @@ def _transformed(picture: "Picture", profile: bytes) -> "Picture | None":
     """The picture in sRGB; None where its profile is sRGB already, does not fit its mode, or is broken."""
     from PIL import Image, ImageCms
 
-    digest = hashlib.sha256(profile).digest()
-    if picture.mode == "RGB" and digest in _srgb:
+    digest = hashlib.sha256(profile).digest() if picture.mode == "RGB" else b""
+    if digest in _srgb:
         return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
