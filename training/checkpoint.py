@@ -6,6 +6,7 @@ Files are written beside their place and renamed into it, so a killed run leaves
 import hashlib
 import os
 import random
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,18 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def counted_from_the_end(given: Mapping[str, torch.Tensor], own: Collection[str], part: str) -> dict[str, torch.Tensor]:
+    """Tensors by name; those of modules `part` take the names of `own`'s, the last one the last one's.
+
+    The first module of `given`, which images come to, is left out.
+    """
+    before, after = ([name for name in names if name.startswith(part)] for names in (given, own))
+    first = tuple(f"{name.rpartition('.')[0]}." for name in before[:1])
+    moved = {
+        new: given[old]
+        for old, new in zip(reversed(before), reversed(after), strict=False)
+        if not old.startswith(first)
+    }
+    return {name: tensor for name, tensor in given.items() if not name.startswith(part)} | moved

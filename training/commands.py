@@ -20,7 +20,7 @@ from training import export as exporting
 from training.arguments import count, device, number
 from training.datasets import DataError, ImageSet, PairSet, channels_of, load
 from training.evaluationruns import evaluation_run
-from training.exported import adopt
+from training.exported import adopt, teach_grown
 from training.families import FAMILIES
 from training.family import Family
 from training.features import FeaturesUnavailable
@@ -374,6 +374,7 @@ def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
     else:
         state = checkpoint.load(source / "last.pt")
         fresh = trainer.start_from(state)
+        _teach_grown(trainer, source, fresh, log)
         earlier = _started_from(source) or {"images": 0, "seconds": 0.0}
         before = {
             **earlier,
@@ -382,6 +383,18 @@ def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
         }
     log.say(f"weights of {source}; {len(fresh)} tensors are new")
     return before
+
+
+def _teach_grown(trainer: Trainer, source: Path, fresh: Sequence[str], log: RunLog) -> None:
+    """Where a run goes on from one of half its side that draws from latents alone: begin with that one's pictures."""
+    recipe = trainer.recipe
+    small = None if trainer.family.pairing != "none" or recipe.classes else exporting.read_run(source)
+    if small is None or small.recipe.size * 2 != recipe.size or small.recipe.latent_dim != recipe.latent_dim:
+        return
+    generator = trainer.nets["generator"]
+    generator.load_state_dict(trainer.ema.state_dict())
+    teach_grown(generator, small.nets["generator"], set(fresh), recipe, source.name, say=log.say)
+    trainer.ema.load_state_dict(generator.state_dict())
 
 
 def _same_data(directory: Path, facts: Mapping[str, Any]) -> None:

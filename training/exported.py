@@ -1,4 +1,5 @@
-"""A run that begins from an exported model: with its weights where they fit, else by imitating what it draws.
+"""A run that begins from an exported model: with its weights where they fit, else by imitating what it draws; and one
+that has grown out of a run of half its side.
 
 An export folds batch norms into the convolutions before them. Going back, each norm is given the deviation and mean of
 what the folded convolution makes of many latents, so that in training mode, too, it lets that pass as it is.
@@ -7,7 +8,8 @@ Imitation is distillation of one generator into another (Hinton, Vinyals and Dea
 the same latent, the same picture, by the mean absolute difference. What it leaves soft, the discriminator sharpens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -73,8 +75,40 @@ def adopt(
     learning = [tensor for name, tensor in generator.named_parameters() if name in set(fresh)]
     if learning and kimg:
         drawer = Drawer(folder, manifest, threads=torch.get_num_threads())
-        _imitate(generator, learning, recipe, drawer, int(kimg * 1000 / BATCH), rate, say)
+        teacher = Teacher(
+            drawer.name, lambda z: from_pixels(torch.from_numpy(drawer(drawer.mapped(z.numpy()), range(len(z)))))
+        )
+        _imitate(generator, learning, recipe, teacher, int(kimg * 1000 / BATCH), rate, say)
     return fresh, seen
+
+
+def teach_grown(
+    generator: nn.Module, small: nn.Module, fresh: Collection[str], recipe: Recipe, name: str, *,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:  # fmt: skip
+    """Teach what a generator has beyond one of half its side to draw that one's pictures enlarged.
+
+    Args:
+        generator: as `adopt` has it, with the small one's weights where they fit.
+        small: z [N, latent_dim] to images [N, C, size/2, size/2] in [-1, 1], in inference mode.
+        fresh: the names of the tensors that the small one does not have; no other learns.
+        recipe: of the generator.
+        name: what the small one is called in the lines of progress.
+    """
+    learning = [tensor for key, tensor in generator.named_parameters() if key in fresh]
+    if not learning:
+        return
+    # Equalised weights, of unit deviation, learn at their recipe's own rate.
+    rate = GROWN_RATE if isinstance(generator, ConvGenerator) else recipe.learning_rate
+    _imitate(generator, learning, recipe, Teacher(name, small), int(GROWN_KIMG * 1000 / BATCH), rate, say)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What is imitated: its name, and z [N, latent_dim] to images [N, C, H, W] in [-1, 1]."""
+
+    name: str
+    draws: Callable[[Tensor], Tensor]
 
 
 def _take_over(generator: ConvGenerator, recipe: Recipe, weights: dict[str, Tensor], folder: Path) -> list[str]:
@@ -194,7 +228,7 @@ def _passing(norm: nn.BatchNorm2d, bias: Tensor) -> Callable[[nn.Module, tuple[T
 
 
 def _imitate(
-    generator: nn.Module, learning: list[nn.Parameter], recipe: Recipe, teacher: Drawer, steps: int, rate: float,
+    generator: nn.Module, learning: list[nn.Parameter], recipe: Recipe, teacher: Teacher, steps: int, rate: float,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Teach these parameters, and only them, what the teacher draws, enlarged to the recipe's side."""
@@ -209,7 +243,8 @@ def _imitate(
         for group in optimiser.param_groups:
             group["lr"] = rate * scale
         z = torch.randn(BATCH, recipe.latent_dim)
-        drawn = from_pixels(torch.from_numpy(teacher(teacher.mapped(z.numpy()), range(BATCH))))
+        with torch.no_grad():
+            drawn = teacher.draws(z)
         target = F.interpolate(drawn, size=(recipe.size, recipe.size), mode="bilinear", align_corners=False)
         images = draw(z)
         difference = F.l1_loss(images, target)

@@ -339,8 +339,11 @@ class Trainer:
     def start_from(self, state: Mapping[str, Any]) -> list[str]:
         """Take over another run's weights where names and shapes agree (EMA and all); everything else starts afresh.
 
+        Of a run at half this one's side the discriminator's convolutions are counted from the last one: the new
+        octave is the first that an image comes to.
+
         Returns:
-            the names of the tensors that the other run did not have.
+            the names of the tensors that the other run did not have, those of the EMA without the net's name.
 
         Raises:
             checkpoint.CheckpointError: another family, or nothing of the generator fits.
@@ -348,8 +351,10 @@ class Trainer:
         if state["family"] != self.family.name:
             raise checkpoint.CheckpointError(f"checkpoint of family {state['family']!r}, not {self.family.name!r}")
         fresh: list[str] = []
-        for target, given in ((self.nets, state["nets"]), (self.ema, state["ema"])):
+        grown = state["recipe"]["size"] * 2 == self.recipe.size
+        for target, before in ((self.nets, state["nets"]), (self.ema, state["ema"])):
             own = target.state_dict()
+            given = checkpoint.counted_from_the_end(before, own, "discriminator.body.") if grown else before
             fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
             if not fitting:
                 raise checkpoint.CheckpointError("the checkpoint has no tensor of these nets' names and shapes")

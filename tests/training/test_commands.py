@@ -186,6 +186,15 @@ def test_a_resumed_run_without_a_checkpoint_begins_from_what_it_is_told(folder, 
     assert "neither a run (with last.pt) nor an exported version" in capsys.readouterr().err
 
 
+def test_a_run_of_half_the_side_is_imitated_first(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.exported.GROWN_KIMG", 0.032)
+    assert train(folder, tmp_path / "small", "--set", "max_channels=8", family="dcgan") == 0
+    grown = ["--size", "16", "--set", "max_channels=8", "--set", "generator_width=2"]
+    assert train(folder, tmp_path / "large", *grown, "--start-from", str(tmp_path / "small"), family="dcgan") == 0
+    assert "imitating small: 0 kimg" in capsys.readouterr().err
+    assert json.loads((tmp_path / "large" / "recipe.json").read_text())["started_from"]["images"] == 40
+
+
 def test_own_images_decide_on_colour_too(folder, tmp_path):
     (tmp_path / "own").mkdir()
     random = np.random.default_rng(0)

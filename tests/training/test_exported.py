@@ -11,7 +11,7 @@ from service.engine.latents import latents_from_seeds
 from service.manifest import Provenance
 from training.checkpoint import CheckpointError
 from training.export import write_export
-from training.exported import adopt
+from training.exported import adopt, teach_grown
 from training.families import FAMILIES
 from training.layers import from_pixels, latent_to_image, to_pixels
 
@@ -114,6 +114,44 @@ def test_another_family_imitates(exported):
         with torch.no_grad():
             apart[kimg] = (generator.plain(z) - target).abs().mean().item()
     assert apart[3.2] < apart[0.016] / 1.5, apart
+
+
+@pytest.mark.parametrize("family", ["dcgan", "stylegan"])
+def test_a_grown_generator_begins_with_the_small_ones_pictures(family, monkeypatch):
+    """Only what the small one does not have learns, and the pictures come near the small one's, enlarged."""
+    small_recipe = (
+        FAMILIES[family]
+        .recipes["modern"]
+        .replaced(size=16, channels=3, latent_dim=8, generator_width=8, max_channels=32, palette=16, precision="fp32")
+    )
+    recipe = small_recipe.replaced(size=32, generator_width=4)
+    torch.manual_seed(1)
+    small = FAMILIES[family].nets(small_recipe)["generator"]
+    for parameter in small.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    for _ in range(20):
+        small(torch.randn(64, 8))
+    small.eval()
+    z = torch.from_numpy(latents_from_seeds(range(16), 8))
+    with torch.no_grad():
+        target = F.interpolate(small(z), scale_factor=2.0, mode="bilinear", align_corners=False)
+    apart = {}
+    for kimg in (0.016, 3.2):
+        monkeypatch.setattr("training.exported.GROWN_KIMG", kimg)
+        torch.manual_seed(2)
+        generator = FAMILIES[family].nets(recipe)["generator"]
+        own, given = generator.state_dict(), small.state_dict()
+        fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+        generator.load_state_dict(fitting, strict=False)
+        said: list[str] = []
+        teach_grown(generator, small, set(own) - set(fitting), recipe, "small", say=said.append)
+        assert "imitating small" in said[-1]
+        after = dict(generator.named_parameters())
+        assert all(torch.equal(after[name], given[name]) for name in fitting if name in after)
+        with torch.no_grad():
+            draw = getattr(generator, "plain", generator)
+            apart[kimg] = [(draw(z) - one).abs().mean().item() for one in (target, target.roll(1, 0))]
+    assert apart[3.2][0] < apart[0.016][0] / 1.5 and apart[3.2][0] < apart[3.2][1] / 1.2, apart
 
 
 @pytest.mark.parametrize(

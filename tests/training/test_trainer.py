@@ -513,6 +513,23 @@ def test_start_from_takes_what_fits_and_names_what_is_new(tmp_path):
     steps(second, 1)
 
 
+def test_of_a_run_at_half_the_side_the_discriminator_keeps_its_last_layers(tmp_path):
+    """Counted from the end: the convolution that joins the last octaves is the same one at both sizes."""
+    small = shrunk("dcgan", size=16, discriminator_width=8, generator_width=8, discriminator_norm="none")
+    first = steps(tiny_trainer(tmp_path / "first", "dcgan", small, seed=1), 2)
+    large = small.replaced(size=32, discriminator_width=4, generator_width=4)
+    second = tiny_trainer(tmp_path / "second", "dcgan", large, seed=2)
+    fresh = second.start_from(first.state())
+    before, after = first.nets["discriminator"], second.nets["discriminator"]
+    last = [[module for module in net.body if isinstance(module, torch.nn.Conv2d)][-1] for net in (before, after)]
+    assert torch.equal(last[0].weight, last[1].weight) and torch.equal(last[0].bias, last[1].bias)
+    assert torch.equal(before.to_logit.weight, after.to_logit.weight)
+    assert [name for name in fresh if "body" in name] == [
+        f"discriminator.body.{index}.{kind}" for index in (0, 2) for kind in ("weight", "bias")
+    ]
+    steps(second, 1)
+
+
 def test_start_from_refuses_another_family_and_other_shapes(tmp_path):
     other = tiny_trainer(tmp_path / "gan", "gan", shrunk("gan"))
     trainer = tiny_trainer(tmp_path / "dcgan", "dcgan", shrunk("dcgan"))
