@@ -118,7 +118,7 @@ def _train(argv: Sequence[str]) -> int:
     options = TrainOptions(
         seed=args.seed, evaluate_kimg=args.evaluate_kimg, evaluate_samples=args.evaluate_samples,
         snapshot_kimg=args.snapshot_kimg, stop_after_s=args.minutes * 60, within_s=args.within * 60,
-        clock=args.clock, workers=args.workers,
+        clock=args.clock, workers=args.workers, asked=tuple(Recipe.parse(args.set)),
     )  # fmt: skip
     if family.pairing == "none":
         recipe, data, trainer = _image_trainer(family, recipe, args, options)

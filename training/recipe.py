@@ -15,6 +15,17 @@ Objective = Literal[
 ]
 
 
+READ_OUTSIDE = frozenset({
+    "name", "notes", "size", "channels", "classes", "latent_dim", "imitation_kimg", "head_start_kimg", "optimiser",
+    "learning_rate", "discriminator_learning_rate", "beta1", "beta2", "decay_from", "decay_to", "batch_size",
+    "microbatch", "total_kimg", "ema_kimg", "ema_rampup", "mirror", "augment", "ada_kimg", "ada_target", "precision",
+    "clip",
+})  # fmt: skip
+"""What trainers and data sets read, whichever the family."""
+READ_OF_PAIRS = frozenset({"scale", "degradation", "load_size", "shrink", "downsamplings"})
+"""What they read, too, of a family of images from images."""
+
+
 class RecipeError(ValueError):
     """A recipe's field is unknown, of the wrong type, or does not go with another."""
 
@@ -259,6 +270,22 @@ class Recipe:
         """
         if self.architecture not in known:
             raise RecipeError(f"architecture is {self.architecture!r}, this family builds {', '.join(known)}")
+
+    def watched(self, read: set[str]) -> Self:
+        """The same recipe, which adds the names of the fields that are read of it to `read`."""
+        plain, original = type(self), self
+
+        class Watched(plain):  # type: ignore[misc, valid-type]
+            def __getattribute__(self, name: str) -> Any:
+                read.add(name)
+                return super().__getattribute__(name)
+
+            def replaced(self, **changes: Any) -> Any:  # which reads every field
+                return original.replaced(**changes).watched(read)
+
+        other: Self = object.__new__(Watched)
+        vars(other).update(vars(self))
+        return other
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for recipe.json, checkpoints and the manifest."""

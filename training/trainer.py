@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from training.datasets.pairs import Pairs
 from training.family import Batch, Family, Phase
 from training.layers import from_pixels, to_pixels
 from training.prefetch import drawn_ahead
-from training.recipe import Recipe, RecipeError
+from training.recipe import READ_OF_PAIRS, READ_OUTSIDE, Recipe, RecipeError
 from training.runlog import Event, RunLog
 from training.sampler import Sampler
 
@@ -53,6 +53,7 @@ class TrainOptions:
         clock: what seconds are: `wall`, or `cpu` for those that this process's threads spent computing, so that runs
             beside one another, or on a busy machine, can be compared.
         workers: processes that make pairs ahead of time; 0 makes them between the steps.
+        asked: fields of the recipe that were set outright: `train` warns of those that nothing reads.
     """
 
     seed: int = 0
@@ -65,6 +66,7 @@ class TrainOptions:
     within_s: float = 0.0
     clock: str = "wall"
     workers: int = 0
+    asked: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -106,11 +108,15 @@ class Trainer:
         np.random.seed(options.seed % 2**32)
         torch.manual_seed(options.seed)
         # Channels last: oneDNN's convolutions need no reordering then, several times the speed on CPUs with AMX.
-        self.nets = family.nets(recipe).to(self.device)
+        self.read: set[str] = set(READ_OUTSIDE if family.pairing == "none" else READ_OUTSIDE | READ_OF_PAIRS)
+        """Names of the recipe's fields that something has read so far."""
+        shown = recipe.watched(self.read)
+        self.nets = family.nets(shown).to(self.device)
         self.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.nets["generator"]).eval().requires_grad_(False)
         self.optimisers = {name: _optimiser(name, net, recipe) for name, net in self.nets.items()}
-        self.phases = family.phases(recipe)
+        self.phases = family.phases(shown)
+        self._waiting = {phase.name for phase in self.phases}
         self.sampler = Sampler(len(images), recipe.batch_size, options.seed)
         self._ahead: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
         self.augment = augmentation(recipe.augment, recipe.ada_kimg, recipe.ada_target)
@@ -145,8 +151,12 @@ class Trainer:
         if self.evaluate is not None and self.done >= 1 and self.evaluated < self.kimg:
             self._evaluate(self.evaluate)
         sums: dict[str, list[float]] = {}
+        asked = self.options.asked
         while self.done < 1:
             stats = self.step()
+            if asked and (vain := self.unread(asked)) is not None:
+                self._say_unread(vain)
+                asked = ()
             self.seconds = spent + clock() - started
             for name, value in stats.items():
                 sums.setdefault(name, []).append(value)
@@ -185,6 +195,23 @@ class Trainer:
         self.iteration += 1
         return stats
 
+    def _say_unread(self, fields: Sequence[str]) -> None:
+        for name in fields:
+            value = getattr(self.recipe, name)
+            self.log.say(f"warning: {name}={value} changes nothing: family {self.family.name} as set does not read it")
+
+    @property
+    def _shown(self) -> Recipe:
+        """The recipe for the family, watched until each phase has had its first turn."""
+        return self.recipe.watched(self.read) if self._waiting else self.recipe
+
+    def unread(self, fields: Collection[str]) -> list[str] | None:
+        """Those of the recipe's fields that nothing reads, in this family with these settings; None: not known yet.
+
+        It is known when each phase has had its first turn, which in a resumed run may have been long ago.
+        """
+        return None if self._waiting else sorted(set(fields) - self.read)
+
     def _held_back(self, phase: Phase) -> bool:
         return "generator" in phase.trains and self.kimg <= self.recipe.head_start_kimg > 0
 
@@ -213,6 +240,8 @@ class Trainer:
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
         size = self.recipe.microbatch or len(real)
+        recipe = self._shown
+        self._waiting.discard(phase.name)
         chunks = len(real) // size
         # Tensors until the end: every number that is read waits for all that a GPU has still to do.
         found: dict[str, Tensor] = {}
@@ -223,7 +252,7 @@ class Trainer:
             batch = Batch(real[rows], z, None if labels is None else labels[rows], self.augment, part)
             bf16 = self.recipe.precision == "bf16" and phase.autocast
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                losses = self.family.loss(phase.name, self.nets, batch, self.recipe)
+                losses = self.family.loss(phase.name, self.nets, batch, recipe)
             total = torch.stack([term.float() for term in losses.terms.values()]).sum()
             (total / chunks).backward()
             for name, value in {**losses.terms, **losses.stats}.items():
@@ -246,7 +275,7 @@ class Trainer:
     def _schedule(self) -> None:
         done = self.done
         if self.family.grow is not None:
-            self.family.grow(self.nets, min(done, 1.0), self.recipe)
+            self.family.grow(self.nets, min(done, 1.0), self._shown)
         start = self.recipe.decay_from
         scale = 1.0
         if start < 1 and done > start:

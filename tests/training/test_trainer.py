@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from training.families import FAMILIES
 from training.family import Losses
 from training.losses import with_objective
 from training.monitors.blow_up import BlowUp
-from training.recipe import RecipeError
+from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog
 from training.trainer import Trainer, TrainOptions
 
@@ -539,3 +539,34 @@ def test_start_from_refuses_another_family_and_other_shapes(tmp_path):
     state["nets"] = {f"other.{name}": value for name, value in state["nets"].items()}
     with pytest.raises(checkpoint.CheckpointError, match="no tensor of these nets"):
         trainer.start_from(state)
+
+
+# Settings that nothing reads
+
+
+@pytest.mark.parametrize(
+    "family, recipe",
+    [(name, recipe) for name, one in FAMILIES.items() if one.pairing == "none" for recipe in one.recipes],
+)
+def test_what_a_recipe_sets_is_read(tmp_path, family, recipe):
+    """So that nobody is warned of a field that matters; that there is no norm is said to people."""
+    known = {field.name: field.default for field in fields(Recipe)}
+    told = FAMILIES[family].recipes[recipe]
+    mine = [name for name, default in known.items() if getattr(told, name) != default]
+    trainer = tiny_trainer(tmp_path, family, shrunk(family, recipe, precision="fp32", head_start_kimg=0.0))
+    assert trainer.unread(mine) is None
+    trainer.step()
+    aside = {"generator_norm", "minibatch_stddev", "path_length_every"}
+    assert set(trainer.unread(mine)) <= aside, "a field that the family's own recipe sets is read by nothing"
+    assert {"scale", "degradation", "cycle_weight"} <= set(trainer.unread(list(known)))
+
+
+def test_settings_that_nothing_reads_are_told_once(tmp_path):
+    out = io.StringIO()
+    recipe = shrunk("gan", palette=16, dropout=0.1, head_start_kimg=0.016)
+    options = TrainOptions(asked=("palette", "dropout", "batch_size"))
+    images, labels = tiny_images(recipe)
+    trainer = Trainer(FAMILIES["gan"], recipe, images, labels, RunLog(tmp_path, tensorboard=False, out=out), options)
+    trainer.train()
+    warnings = [line for line in out.getvalue().splitlines() if "changes nothing" in line]
+    assert warnings == ["warning: palette=16 changes nothing: family gan as set does not read it"]

@@ -52,7 +52,7 @@ class Encoder(nn.Module):
             pixels, features = recipe.channels * recipe.size**2, recipe.discriminator_width
             self.body = nn.Sequential(nn.Flatten(), nn.Linear(pixels, features), nn.Tanh())
         else:
-            judge = ConvDiscriminator(replace(recipe, minibatch_stddev=False))
+            judge = ConvDiscriminator(recipe.replaced(minibatch_stddev=False))
             self.body = nn.Sequential(judge.body, judge.join, nn.Flatten())
             features = judge.to_logit.in_features
         self.to_mean = nn.Linear(features, recipe.latent_dim)
