@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.api.fast import Exchange, Front
 from service.api.intake import EXTENSION, LEAST_BYTES, Intake
 from service.api.plain import Headers
+from service.api.problems import unheard
 from service.api.requests import WATCHED_AFTER_S
 
 HEAD_MAX_BYTES = 64 * 1024
@@ -102,7 +103,7 @@ class BoundedConnection(HttpToolsProtocol):
         if not self._in_head or self.transport.is_closing():
             return
         if self._head_bytes > HEAD_MAX_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large")
+            self._refuse(431, f"the request line and headers are longer than {HEAD_MAX_BYTES} bytes")
         elif self._begun and self._late is None:
             self._wait()
 
@@ -300,7 +301,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._answering:
             self._wait()  # for the request before; the next one's head may still come
         else:
-            self._refuse(b"408 Request Timeout")
+            self._refuse(408, f"the request line and headers did not end within {HEAD_TIMEOUT_S:g} s")
 
     @property
     def _answering(self) -> bool:
@@ -311,10 +312,13 @@ class BoundedConnection(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
 
-    def _refuse(self, status: bytes) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """What came is not HTTP."""
+        self._refuse(400, "what came is not an HTTP/1.1 request: its line, a header or the body's framing is malformed")
+
+    def _refuse(self, status: int, detail: str) -> None:
         """Answer, unless an earlier request's answer is still under way, and close."""
         self._stop_waiting()
         if not self._answering:
-            head = b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
-            self.transport.write(head)
+            self.transport.write(unheard(status, detail))
         self.transport.close()

@@ -145,6 +145,16 @@ def unexpected(request_id: str, path: str) -> Reply:
     return _reply({**body, "request_id": request_id}, {})
 
 
+def unheard(status: int, detail: str) -> bytes:
+    """The whole answer to what never became a request: the connection ends with it, and there is no path to name."""
+    phrase = HTTPStatus(status).phrase
+    body = _body(Kind(status, phrase.lower().replace(" ", "-"), phrase), detail, None, "")
+    del body["instance"]
+    found = _reply(body, {"connection": "close"})
+    lines = [b"HTTP/1.1 %d %s" % (status, phrase.encode()), *(b"%s: %s" % pair for pair in found.headers)]
+    return b"\r\n".join((*lines, b"", found.body))
+
+
 def install(app: FastAPI, methods: Callable[[str], Sequence[str]]) -> None:
     """Register the exception handlers.
 

@@ -1,8 +1,10 @@
 """Heads of requests that are too long or never end, and the order in which a server closes: over real sockets."""
 
 import asyncio
+import json
 import socket
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import uvicorn
@@ -63,6 +65,16 @@ async def answer(reader) -> bytes:
     return await reader.readexactly(length)
 
 
+def problem(told: bytes, status: int) -> dict[str, Any]:
+    """The problem of an answer that ends the connection."""
+    head, body = told.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"\r\nconnection: close" in head
+    assert b"\r\ncontent-type: application/problem+json" in head and b"\r\ncontent-length: %d" % len(body) in head
+    found = json.loads(body)
+    assert found["status"] == status and found["type"].startswith("urn:ganymede:problem:")
+    return found
+
+
 async def test_bodies_and_later_requests_are_not_counted_as_heads():
     body = b"x" * (2 * connection.HEAD_MAX_BYTES)
     async with connected() as (reader, writer):
@@ -89,10 +101,8 @@ async def test_a_head_without_end_is_refused(before):
                 await asyncio.sleep(0)
         except ConnectionError:
             pass
-        assert await until_closed(reader) in (
-            b"",
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-        )
+        if told := await until_closed(reader):
+            assert problem(told, 431)["detail"].endswith(f"longer than {connection.HEAD_MAX_BYTES} bytes")
         assert sent < 64 * connection.HEAD_MAX_BYTES
 
 
@@ -101,7 +111,22 @@ async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch, start):
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
     async with connected() as (reader, writer):
         writer.write(start)
-        assert b"HTTP/1.1 408 Request Timeout" in await reader.read()
+        told = await reader.read()
+        assert "did not end within" in problem(told[told.rindex(b"HTTP/1.1 ") :], 408)["detail"]
+
+
+@pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nx y: 1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+async def test_what_is_not_http_is_told_so_as_a_problem(sent):
+    async with connected() as (reader, writer):
+        writer.write(sent)
+        assert "not an HTTP/1.1 request" in problem(await reader.read(), 400)["detail"]
+
+
+async def test_what_follows_a_request_and_is_not_http_does_not_break_into_its_answer():
+    async with connected() as (reader, writer):
+        writer.write(request(body=b"abc") + b"\0\0\0\r\n\r\n")
+        told = await reader.read()
+        assert told.count(b"HTTP/1.1 ") <= 2 and b"HTTP/1.1 " not in told[9:].split(b"\r\n\r\n")[0]
 
 
 async def test_what_was_sent_before_the_port_closed_is_answered(tmp_path):
