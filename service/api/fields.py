@@ -17,16 +17,18 @@ from service.errors import InvalidRequest, TooLarge
 Floats = npt.NDArray[np.float32]
 Weights = tuple[tuple[int | str, float], ...]
 
-_RANGES = re.compile(r"[0-9]{1,10}(-[0-9]{1,10})?(,[0-9]{1,10}(-[0-9]{1,10})?)*", re.ASCII)
+_RANGES = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*", re.ASCII)
 SEED_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": SEED_END - 1}
 LABEL_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}
 
 
-def whole(value: object, name: str, low: int, high: int) -> int:
-    """A whole number in a range."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} is {shown(value)}, must be a whole number from {low} to {high}")
-    return value
+def whole(value: object, name: str, low: int, high: int | None) -> int:
+    """A whole number in a range; without `high` its end is looked at later."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if not number or not low <= value or (high is not None and value > high):  # type: ignore[operator]
+        end = "" if high is None else f" to {high}"
+        raise ValueError(f"{name} is {shown(value)}, must be a whole number from {low}{end}")
+    return value  # type: ignore[return-value]
 
 
 def read_model(value: object) -> str:
@@ -73,7 +75,7 @@ def _seed_ranges(text: str, most: int) -> list[int]:
 
 def read_count(value: object, info: ValidationInfo) -> int:
     """How many images with random seeds."""
-    count = whole(value, "count", 1, 2**31)
+    count = whole(value, "count", 1, None)
     check_count("count", count, most_images(info))
     return count
 

@@ -61,7 +61,8 @@ def posted(parts: Parts, asked: Asked) -> Drawing:
     record.task = TASK
     timeout_s = timeout_of(headers, parts)
     accept = headers.joined(b"accept")
-    if headers.first(b"content-type") == NPY_TYPE:
+    kind = headers.first(b"content-type") or b""
+    if kind == NPY_TYPE or kind.partition(b";")[0].strip().lower() == NPY_TYPE:
         recipe, seeds = parts.recipes.of_npy(asked.body, asked.query), None
     else:
         recipe, seeds = parts.recipes.of_body(asked.body, headers, accept)

@@ -100,7 +100,7 @@ def _read(given: Mapping[str, Any], where: str) -> Key:
     )
 
 
-def _whole(name: str, low: int, high: int) -> PlainValidator:
+def _whole(name: str, low: int, high: int | None) -> PlainValidator:
     return PlainValidator(lambda value: fields.whole(value, name, low, high))
 
 
@@ -140,7 +140,7 @@ class InterpolateRequest(BaseModel):
     seeds: Seeds = None
     frames: Annotated[
         int,
-        _whole("frames", 2, 2**31),
+        _whole("frames", 2, None),
         WithJsonSchema({"type": "integer", "minimum": 2, "default": FRAMES, "description": "How many, ends included."}),
     ] = FRAMES
     method: Annotated[

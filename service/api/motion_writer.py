@@ -59,7 +59,9 @@ class Writer:
             return encode(compose_grid(frames), form.fmt, self._mark, options)
         width = max(3, len(str(len(frames) - 1)))
         named = [(f"frame-{place:0{width}}.{form.fmt}", self._file(place, one)) for place, one in enumerate(frames)]
-        told = json.dumps({**self._recipe, "files": [name for name, _ in named]}, indent=1).encode("ascii")
+        about = {**self._recipe, "files": [name for name, _ in named]}
+        about |= {} if self._motion.labels is None else {"labels": list(self._motion.labels)}
+        told = json.dumps(about, indent=1).encode("ascii")
         latents = npy_of(self._motion.latents)
         return stored_zip([*named, ("latents.npy", latents), ("animation.json", told + b"\n")])
 
@@ -128,7 +130,7 @@ class Writer:
         """One frame as a picture of its own, which says how to draw it alone."""
         mark, motion = None, self._motion
         if self._mark is not None:
-            told = {"model": motion.model, "latents": base64_of(motion.latents[place]), **motion.recipe}
+            told = {"model": motion.model, "latents": base64_of(motion.latents[place]), **motion.alone(place)}
             mark = Provenance(told)
             mark = mark if len(mark.text()) <= MARK_CHARACTERS else Provenance({"model": motion.model})
         return encode(frame, self._form.fmt, mark, self._parts.encode_options)

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 TASK = "interpolate"
+SHAPES_WRITTEN = {"zip": "zip-2", "stream": "stream-2"}
+"""Part of the ETag where a shape's bytes have changed for the same pictures."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _TYPES = dict.fromkeys((*ANIMATIONS.values(), *FORMATS.values(), "application/zip", MIXED, NDJSON), _BINARY)
@@ -198,7 +200,7 @@ def _tag(parts: Parts, model: "ModelInfo", asked: InterpolateRequest, form: Moti
     names = [
         model.fingerprint,
         recipe,
-        form.shape,
+        SHAPES_WRITTEN.get(form.shape, form.shape),
         coder,
         parts.settings.provenance,
         onnxruntime_version(),

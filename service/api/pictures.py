@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from service.engine.engine import Generated, ModelInfo
 
-SHAPES_WRITTEN = {"zip": "zip-2"}
+SHAPES_WRITTEN = {"zip": "zip-3", "grid": "grid-2"}
 """Part of the ETag where a shape's bytes have changed for the same pictures."""
 
 MARK_CHARACTERS = 32_000
@@ -76,9 +76,7 @@ def render(
         body = npy_of(_latents(drawn))
         return Rendered(body, form.media_type, [*headers, *_seeds(drawn), (b"x-space", _space(drawn))])
     if form.shape == "grid":
-        recipe: dict[str, object] = {"model": drawn.model, "seeds": list(drawn.seeds), "labels": list(drawn.labels)}
-        recipe |= {"truncation": drawn.truncation} | joined(drawn.recipes)
-        provenance = Provenance(recipe) if marked else None
+        provenance = _shortened(asking_for(drawn) | {"as": "grid"}, drawn.model) if marked else None
         body = encode(compose_grid(drawn.images), form.fmt, provenance, options)
         return Rendered(body, form.media_type, [*headers, *_seeds(drawn)])
     started = perf_counter()
@@ -89,7 +87,7 @@ def render(
             headers.append((b"x-seed", b"%d" % seed))
         if label is not None:
             headers.append((b"x-label", header_text(label)))
-        if drawn.recipes is not None and drawn.recipes[0] and len(told := _mark(drawn, 0).text()) <= HEADER_CHARACTERS:
+        if drawn.recipes and drawn.recipes[0] and len(told := Provenance(_alone(drawn, 0)).text()) <= HEADER_CHARACTERS:
             headers.append((b"x-recipe", told.encode("ascii")))
         return Rendered(files[0], form.media_type, headers)
     if form.shape == "zip":
@@ -190,24 +188,51 @@ def _files(drawn: "Generated", fmt: str, options: EncodeOptions, marked: bool) -
 
 
 def _mark(drawn: "Generated", index: int) -> Provenance:
-    plain: dict[str, object] = {"model": drawn.model, "seed": drawn.seeds[index]}
+    return _shortened(_alone(drawn, index), drawn.model)
+
+
+def _alone(drawn: "Generated", index: int) -> dict[str, object]:
+    """What asks for one of the pictures again."""
+    told: dict[str, object] = {"model": drawn.model, "seed": drawn.seeds[index]}
     if drawn.labels[index] is not None:
-        plain["label"] = drawn.labels[index]
-    plain["truncation"] = drawn.truncation
-    if drawn.recipes is None or not drawn.recipes[index]:
-        return Provenance(plain)
-    steered = Provenance({**plain, **drawn.recipes[index]})
-    return steered if len(steered.text()) <= MARK_CHARACTERS else Provenance(plain)
+        told["label"] = drawn.labels[index]
+    told["truncation"] = drawn.truncation
+    return {**told, **drawn.recipes[index]} if drawn.recipes else told
 
 
-def joined(recipes: Sequence[Mapping[str, object]] | None) -> dict[str, object]:
-    """What several pictures take, as one request asks for it: `mix` and `latents` as arrays, what all share once."""
-    if not recipes:
-        return {}
-    told: dict[str, object] = {}
-    for name, value in recipes[0].items():
-        told[name] = [recipe.get(name) for recipe in recipes] if name in ("mix", "latents") else value
-    return told if len(json.dumps(told)) <= MARK_CHARACTERS else {}
+def _shortened(recipe: dict[str, object], model: str) -> Provenance:
+    """A recipe as a mark; one that is too long names the model alone, for less of it would ask for another picture."""
+    mark = Provenance(recipe)
+    return mark if len(mark.text()) <= MARK_CHARACTERS else Provenance({"model": model})
+
+
+def asking_for(drawn: "Generated") -> dict[str, object]:
+    """What asks for all of the pictures again, as one request.
+
+    Pictures of seeds are asked for by `seeds`, those of latents by `latents`; where both are among them, or mixes, each
+    is a mix, if only of one part.
+    """
+    told: dict[str, object] = {"model": drawn.model}
+    own = drawn.recipes or tuple({} for _ in drawn.images)
+    if any("mix" in recipe for recipe in own) or len({seed is None for seed in drawn.seeds}) > 1:
+        told["mix"] = [_as_mix(seed, recipe) for seed, recipe in zip(drawn.seeds, own, strict=True)]
+    elif "latents" in own[0]:
+        told["latents"] = [recipe["latents"] for recipe in own]
+        told |= {name: own[0][name] for name in ("space",) if name in own[0]}
+    else:
+        told["seeds"] = list(drawn.seeds)
+    told |= {name: value for name, value in own[0].items() if name not in ("mix", "latents", "space")}
+    if all(label is not None for label in drawn.labels):  # else they are those of the seeds and parts
+        told["label"] = list(drawn.labels)
+    return told | {"truncation": drawn.truncation}
+
+
+def _as_mix(seed: int | None, recipe: Mapping[str, object]) -> object:
+    if "mix" in recipe:
+        return recipe["mix"]
+    if seed is not None:
+        return [{"seed": seed}]
+    return [{"latent": recipe["latents"]} | {name: recipe[name] for name in ("space",) if name in recipe}]
 
 
 def _latents(drawn: "Generated") -> "npt.NDArray[np.float32]":

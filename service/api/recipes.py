@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from service.api import schemas
-from service.api.negotiation import Form
+from service.api.negotiation import NPY, Form
 from service.api.plain import Headers
 from service.api.strict_json import object_of
 from service.engine.latents import SEED_END
@@ -85,7 +85,7 @@ class Recipes:
         kind = headers.first(b"content-type")
 
         def parse(text: bytes) -> schemas.GenerateRequest:
-            return schemas.parse_generate(object_of(text, headers), max_images=self._max_images)
+            return schemas.parse_generate(object_of(text, headers, (NPY,)), max_images=self._max_images)
 
         return self._of((_IN_BODY, _RANGE_IN_BODY), body, (kind, accept), parse)
 

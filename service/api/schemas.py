@@ -112,6 +112,8 @@ class GenerateRequest(BaseModel):
             )
         if isinstance(self.label, list) and len(self.label) != self.images:
             raise InvalidRequest(f"label has {len(self.label)} entries for {self.images} images", field="label")
+        if self.as_ == "npy" and self.format is not None:
+            raise InvalidRequest("format: as is 'npy', which holds latents and no pictures", field="format")
         if self.return_latents is not None and self.as_ in ("image", "grid"):
             detail = f"return_latents: as is '{self.as_}', which has no room for them"
             raise InvalidRequest(f"{detail}; use json, zip or npy", field="as", allowed=["json", "zip", "npy"])

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,11 +13,12 @@ from service.api.faults import BodyTooSlow, Invalid, MalformedBody, UnsupportedM
 from service.api.plain import Headers
 
 
-def object_of(body: bytes, headers: Headers) -> dict[str, Any]:
+def object_of(body: bytes, headers: Headers, others: Sequence[str] = ()) -> dict[str, Any]:
     """The body as a dict. NaN and Infinity pass as floats here, so that the schema can name the field that holds them.
 
     Args:
         headers: the content type is among them.
+        others: types that the endpoint reads, too; a refusal names them.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -25,7 +27,7 @@ def object_of(body: bytes, headers: Headers) -> dict[str, Any]:
     """
     content_type = headers.first(b"content-type")
     if content_type != b"application/json":
-        _check_type(None if content_type is None else content_type.decode("latin-1"))
+        _check_type(None if content_type is None else content_type.decode("latin-1"), others)
     if not body:
         lost = "; the HTTP parser drops bodies of requests to upgrade: ask for HTTP/1.1" if _upgrades(headers) else ""
         raise MalformedBody(f"the body is empty, must be a JSON object{lost}")
@@ -93,13 +95,13 @@ def _upgrades(headers: Headers) -> bool:
     return headers.first(b"upgrade") is not None and headers.first(b"content-length") not in (None, b"0")
 
 
-def _check_type(content_type: str | None) -> None:
+def _check_type(content_type: str | None, others: Sequence[str]) -> None:
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if not re.fullmatch(r"application/(.+\+)?json", media_type):
         given = f"is {media_type[:60]!r}" if media_type else "is missing"
-        raise UnsupportedMediaType(
-            f"content-type {given}, must be 'application/json'", field="content-type", allowed=["application/json"]
-        )
+        allowed = ["application/json", *others]
+        named = " or ".join(f"'{one}'" for one in allowed)
+        raise UnsupportedMediaType(f"content-type {given}, must be {named}", field="content-type", allowed=allowed)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -68,11 +68,12 @@ def check_truncation(truncation: object, *, field: str = "truncation") -> float:
     if type(truncation) is float and 0.0 <= truncation <= TRUNCATION_MAX:  # as nearly all are
         return truncation
     number = isinstance(truncation, (int, float, np.integer, np.floating)) and not isinstance(truncation, bool)
-    if not number or not math.isfinite(value := float(truncation)):  # type: ignore[arg-type]
-        raise InvalidRequest(f"{field}: {truncation!r} is not a finite number", field=field)
-    if not 0.0 <= value <= TRUNCATION_MAX:
-        raise InvalidRequest(f"{field}: {value:g} is outside 0 to {TRUNCATION_MAX:g}", field=field)
-    return value
+    if number and 0.0 <= truncation <= TRUNCATION_MAX:  # type: ignore[operator]
+        return float(truncation)  # type: ignore[arg-type]
+    if number and (isinstance(truncation, int) or math.isfinite(truncation)):  # type: ignore[arg-type]
+        shown = truncation if abs(truncation) < 1e6 else "the number"  # type: ignore[arg-type]
+        raise InvalidRequest(f"{field}: {shown} is outside 0 to {TRUNCATION_MAX:g}", field=field)
+    raise InvalidRequest(f"{field}: {truncation!r} is not a finite number", field=field)
 
 
 def latents_from_seeds(seeds: Sequence[int], latent_dim: int) -> npt.NDArray[np.float32]:

@@ -278,6 +278,8 @@ def read_layers(value: object, where: str, top: str) -> tuple[int, ...]:
             ends = (first, last) if dash else (first, first)
             if not all(end.isascii() and end.isdecimal() and len(end) <= 2 for end in ends):
                 raise wrong
+            if int(ends[0]) > int(ends[1]):
+                raise InvalidRequest(f"{where}: has the range {part}, which runs backwards", field=top)
             found += range(int(ends[0]), int(ends[1]) + 1)
     else:
         listed: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -375,4 +377,4 @@ def _object(value: object, where: str, known: Sequence[str], top: str) -> Mappin
             raise InvalidRequest(
                 f"{where} has the unknown field {str(name)[:60]!r}; {nearest(str(name), known)}", field=top
             )
-    return value
+    return {name: given for name, given in value.items() if given is not None}  # null is absent, as everywhere

@@ -77,7 +77,8 @@ def from_npy(data: bytes, where: str) -> Floats:
     except (ValueError, KeyError, EOFError, OSError, SyntaxError, TypeError):
         raise InvalidRequest(f"{where}: is no npy file that can be read", field=top(where)) from None
     if dtype.kind not in _NUMBERS or fortran or not 1 <= len(shape) <= 3:
-        detail = f"{where}: must be numbers in rows (C order) of 1 to 3 dimensions, not {dtype} {list(shape)}"
+        order = ", in Fortran's order" if fortran else ""
+        detail = f"{where}: must be numbers in rows (C order) of 1 to 3 dimensions, not {dtype} {list(shape)}{order}"
         raise InvalidRequest(detail, field=top(where))
     count = math.prod(shape)
     if count < 1 or count * dtype.itemsize != len(data) - stream.tell():

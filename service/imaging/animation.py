@@ -5,6 +5,7 @@ sent while they are made; the other two are written when all are there. Every an
 """
 
 import io
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +35,14 @@ class Pace:
 
     fps: int
 
-    @property
-    def milliseconds(self) -> int:
-        """Of one frame, rounded."""
-        return round(1000 / self.fps)
+    def ticks(self, frames: int, tick_ms: int = 1, least: int = 1) -> list[int]:
+        """How long each frame is shown, in ticks: their ends are rounded, so that the whole is right to half a tick.
+
+        Args:
+            least: ticks of a frame, where what is faster is not shown.
+        """
+        ends = [round(1000 * frame / (self.fps * tick_ms)) for frame in range(frames + 1)]
+        return [max(least, end - start) for start, end in itertools.pairwise(ends)]
 
 
 class ApngStream:
@@ -128,7 +133,7 @@ def _webp(frames: Frames, pace: Pace, provenance: Provenance | None, options: En
     marks = {"exif": provenance.exif(), "xmp": XMP.encode()} if provenance else {}
     out = io.BytesIO()
     pictures[0].save(
-        out, "WEBP", save_all=True, append_images=pictures[1:], duration=pace.milliseconds, loop=0,
+        out, "WEBP", save_all=True, append_images=pictures[1:], duration=pace.ticks(len(pictures)), loop=0,
         quality=options.webp_quality, method=WEBP_METHOD, **marks,
     )  # fmt: skip
     return out.getvalue()
@@ -148,11 +153,11 @@ def _gif(frames: Frames, pace: Pace, provenance: Provenance | None) -> bytes:
         if picture.mode == "RGB":
             picture = picture.quantize(_COLOURS, Pillow.Quantize.MEDIANCUT, dither=Pillow.Dither.FLOYDSTEINBERG)
         pictures.append(picture)
-    ticks = max(2, round(pace.milliseconds / GIF_TICK_MS))
+    durations = [ticks * GIF_TICK_MS for ticks in pace.ticks(len(pictures), GIF_TICK_MS, 2)]
     out = io.BytesIO()
     comment = {"comment": provenance.text().encode("ascii")} if provenance else {}
     pictures[0].save(
-        out, "GIF", save_all=True, append_images=pictures[1:], duration=ticks * GIF_TICK_MS, loop=0, disposal=1,
+        out, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=1,
         optimize=False, **comment,
     )  # fmt: skip
     return _with_xmp(out.getvalue()) if provenance else out.getvalue()
@@ -175,4 +180,4 @@ def animation_version(fmt: str, options: EncodeOptions) -> str:
     if fmt == "apng":
         return f"apng-1:{png.deflate_version()}:{png.LEVEL}"
     quality = f":{options.webp_quality}" if fmt == "webp" else ""
-    return f"{fmt}-anim-1:pillow-{version('pillow')}{quality}"
+    return f"{fmt}-anim-2:pillow-{version('pillow')}{quality}"

@@ -11,6 +11,9 @@ from service.engine.steering import Mix, Source, Steering
 from service.errors import InvalidRequest
 from service.manifest import GenerateSpec
 
+ROUNDED = 1e-6
+"""A sum of weights so close to 1 is taken for 1: weights that were rounded to float32 stay what they are."""
+
 
 @dataclass
 class Classes:
@@ -50,12 +53,16 @@ class Classes:
         found = [class_of(known, label) for label in one_or_all]
         self.listed = list(found * (len(self.mixes) if len(found) == 1 else 1))
 
-    def of(self, place: int, source: Source) -> int | None:
-        """The class of a point; None for an unconditional model."""
+    def of(self, place: int, source: Source, top: str = "mix") -> int | None:
+        """The class of a point; None for an unconditional model.
+
+        Args:
+            top: the body's field that the point stands in.
+        """
         known = self.spec.labels
         if known is None:
             if source.label is not None:
-                raise InvalidRequest("label: this model has no classes", field="label")
+                raise InvalidRequest(f"{top}: this model has no classes, a part of it cannot have a label", field=top)
             return None
         if source.label is not None:
             return class_of(known, source.label)
@@ -71,8 +78,11 @@ class Classes:
         given = self.steering.label_weights
         if given is None or self.spec.labels is None:
             return None
+        found = [(class_of(self.spec.labels, label), weight) for label, weight in given]
         total = sum(weight for _, weight in given)
-        return [(class_of(self.spec.labels, label), weight / total) for label, weight in given if weight]
+        if abs(total - 1) <= ROUNDED:
+            total = 1.0
+        return [(index, weight / total) for index, weight in found if weight]
 
     def of_image(self, place: int) -> int | None:
         """The class of an image; None where there is no class, or none that is its alone."""

@@ -22,7 +22,7 @@ from service.engine.pipelines.rows import (
     seeds_and_latents,
     wiring_of,
 )
-from service.engine.pipelines.steered import prepare_steered, settle
+from service.engine.pipelines.steered import check_reach, prepare_steered, settle
 from service.engine.session import Array
 from service.engine.steering import Steering
 from service.engine.wire import base64_of
@@ -30,6 +30,8 @@ from service.errors import GanymedeError, GraphMismatch
 from service.manifest import Manifest, Task
 
 Floats = npt.NDArray[np.float32]
+
+PLAIN = Steering()
 
 
 class Drawn(NamedTuple):
@@ -148,7 +150,10 @@ def prepare(
     recipes = None if latents is None else tuple({"latents": base64_of(row)} for row in z)
     key = None if seeds is None else (own, None if classes is None else classes.tobytes(), truncation)
     if wiring.styled is None:
-        return Rows({wiring.latent: truncate(z, truncation), **inputs}, own, names, truncation, key, None, recipes)
+        drawn_z = truncate(z, truncation)
+        if latents is not None and truncation > 1:
+            check_reach(drawn_z, PLAIN, truncation)
+        return Rows({wiring.latent: drawn_z, **inputs}, own, names, truncation, key, None, recipes)
     styled = wiring.styled  # whose w is truncated, and not z
     to_styles = partial(styles.plainly, mean_w=styled.mean_w, truncation=truncation, layers=styled.space.layers)
     way = styles.Way({wiring.latent: z, **inputs}, own, to_styles)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.batcher import Batcher
-from service.engine.blending import METHODS, Method, mix_normal, path
+from service.engine.blending import METHODS, Method, path
 from service.engine.entries import LAST, Answer
 from service.engine.loaded import LoadedModel
 from service.engine.pipelines import generate, styles
@@ -88,6 +88,7 @@ class Motion:
     Attributes:
         latents: what each frame draws: z [frames, D], or styles [frames, layers, D].
         recipe: what else a frame takes to be drawn alone, in the words of the HTTP body.
+        labels: the class of each frame, or its mix of classes, where these change on the way; else None.
         batches: uint8 [n, height, width, channels], n frames each, in order.
     """
 
@@ -102,6 +103,11 @@ class Motion:
     recipe: dict[str, object]
     batches: AsyncIterator[Pixels]
     tally: Tally = field(default_factory=Tally)
+    labels: Sequence[Label | dict[str, float]] | None = None
+
+    def alone(self, place: int) -> dict[str, object]:
+        """What asks for one frame as a picture of its own, but for its latent, in the words of the HTTP body."""
+        return self.recipe if self.labels is None else {**self.recipe, "label": self.labels[place]}
 
     async def whole(self) -> Pixels:
         """All frames, [frames, height, width, channels]."""
@@ -123,12 +129,13 @@ async def move(
     space, method = _ways(model, wiring, track)
     # Of all frames the noise is that of the first key frame: the others need not draw theirs.
     steerings = [keys[0].whole, *(replace(key.whole, noise="constant", noise_seed=None) for key in keys[1:])]
-    asked = zip(keys, steerings, strict=True)
-    rows = [generate.prepare(model, None, None, None, key.label, key.truncation, 1, own) for key, own in asked]
-    tally = Tally()
+    rows = [_prepared(model, place, key, own) for place, (key, own) in enumerate(zip(keys, steerings, strict=True))]
+    tally, labels = Tally(), None
     if wiring.styled is None:
         inputs = await _plain(wiring, rows, track, method)
         latents, batcher = inputs[wiring.latent], model.graphs[wiring.graph].batcher
+        if wiring.label is not None and wiring.classes is not None:
+            labels = _classes_of(model, inputs[wiring.label])
 
         def feed(start: int, stop: int) -> dict[str, Array]:
             return {name: array[start:stop] for name, array in inputs.items()}
@@ -150,17 +157,40 @@ async def move(
 
     batches = _batches(batcher, feed, track.frames, wiring.image, schedule, tally)
     recipe = _recipe(wiring, keys, rows)
-    return Motion(model.ref, track.frames, height, width, channels, method, space, latents, recipe, batches, tally)
+    return Motion(
+        model.ref, track.frames, height, width, channels, method, space, latents, recipe, batches, tally, labels
+    )  # fmt: skip
+
+
+def _prepared(model: LoadedModel, place: int, key: KeyFrame, steering: Steering) -> Rows:
+    """One key frame's request; what is wrong with its point is wrong with the key frame."""
+    try:
+        return generate.prepare(model, None, None, None, key.label, key.truncation, 1, steering)
+    except InvalidRequest as error:
+        if error.field != "mix":
+            raise
+        raise InvalidRequest(f"keys[{place}]: {error.detail.removeprefix('mix: ')}", field="keys") from None
+
+
+def _classes_of(model: LoadedModel, weights: Array) -> list[Label | dict[str, float]]:
+    """The class of each row of weights [frames, classes] by name, or its mix."""
+    spec = model.manifest.generate
+    assert spec is not None and spec.labels is not None
+    found: list[Label | dict[str, float]] = []
+    for row in weights.tolist():
+        told = {name: weight for name, weight in zip(spec.labels, row, strict=True) if weight}
+        found.append(next(iter(told)) if list(told.values()) == [1.0] else told)
+    return found
 
 
 def _recipe(wiring: Wiring, keys: Sequence[KeyFrame], rows: Sequence[Rows]) -> dict[str, object]:
     """See `Motion`."""
     if wiring.styled is None:
-        return {} if rows[0].labels[0] is None else {"label": rows[0].labels[0]}
+        return {} if rows[0].labels[0] is None else {"label": rows[0].labels[0]}  # where all are of one class
     first, told = keys[0].steering, {"space": "w+"}
     if first.noise == "constant":
         return dict(told)
-    seed = keys[0].mix[0][0].seed if first.noise_seed is None else first.noise_seed
+    seed = merged(keys[0].mix)[0][0].seed if first.noise_seed is None else first.noise_seed
     return {**told, "noise": first.noise, **({} if first.noise == "none" else {"noise_seed": seed})}
 
 
@@ -257,7 +287,10 @@ async def _through_z(
         mix = merged(key.mix)
         if any(source.space != "z" for source, _ in mix):
             raise InvalidRequest("space: a key frame that is a latent in w has no z", field="space", allowed=["w"])
-        points.append(mix_normal([z_of(source, spec) for source, _ in mix], [weight for _, weight in mix]))
+        if len(mix) > 1:
+            detail = f"space: {model.ref} mixes points in w; a way through z goes through seeds and latents alone"
+            raise InvalidRequest(detail, field="space", allowed=["w"])
+        points.append(z_of(mix[0][0], spec, "keys"))
     steps = partial(path, np.stack(points), track.frames, method, closed=track.closed, level=method == "cubic")
     z = await asyncio.to_thread(steps)
     # The frames' noise is the first key frame's; here no frame needs a seed for it.

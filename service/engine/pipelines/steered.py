@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.blending import mix_normal, mix_styles
-from service.engine.latents import check_latents, latents_from_seeds, noise_from_seeds, truncate
+from service.engine.latents import LATENT_MOST, check_latents, latents_from_seeds, noise_from_seeds, truncate
 from service.engine.loaded import LoadedModel
 from service.engine.pipelines import styles
 from service.engine.pipelines.classes import Classes
@@ -140,6 +140,8 @@ def prepare_steered(
     spec = model.manifest.generate
     assert spec is not None  # the caller has looked at `tasks`
     check_alone(seeds=seeds, count=count, latents=latents, mix=steering.mixes)
+    if latents is None and steering.space != "z":
+        raise InvalidRequest(f"space: {steering.space} is that of latents, and there are none", field="space")
     if latents is not None:
         mixes = _given(latents, steering, spec, wiring, max_images)
     elif steering.mixes is not None:
@@ -173,8 +175,14 @@ def _given(
             array = np.asarray(latents, np.float32)
         except (TypeError, ValueError):
             array = np.empty(0, np.float32)
-        if (array.shape[-2:] != (layers, wide) and array.shape[-1:] != (layers * wide,)) or not 1 <= array.ndim <= 3:
-            detail = f"latents: shape {list(array.shape)} given; a latent in w+ has {layers} layers of {wide} numbers"
+        flat = array.ndim <= 2 or array.shape[-2] == 1
+        fits = array.shape[-2:] == (layers, wide) or (flat and array.shape[-1:] == (layers * wide,))
+        if not fits or not 1 <= array.ndim <= 3:
+            shape = list(array.shape[-2:] if array.ndim == 3 else array.shape)
+            detail = (
+                f"latents: shape {shape} given; a latent in w+ is {layers} rows of {wide} numbers, or one of"
+                f" {layers * wide}: [[...]] for each image"
+            )
             raise InvalidRequest(detail, field="latents")
         rows = check_latents(array.reshape(-1, layers * wide), layers * wide).reshape(-1, layers, wide)
     else:
@@ -205,6 +213,7 @@ def _plain(
     if steering.directions:
         known = directions_of(model)
         z = _pushed(z, [(push, known[push.name]) for push in steering.directions])
+    check_reach(z, steering, truncation)
     inputs: dict[str, Array] = {wiring.latent: z}
     if wiring.label is None:
         return inputs
@@ -217,18 +226,35 @@ def _plain(
     return inputs | {wiring.label: labels_as_fed(wiring, np.array(firsts, np.int64))}
 
 
-def z_of(source: Source, spec: GenerateSpec) -> Floats:
-    """A point's z, [D].
+def check_reach(drawn: Floats, steering: Steering, truncation: float) -> None:
+    """Hold what is drawn against `LATENT_MOST`, as what is given is: it could not be sent back.
 
     Raises:
-        InvalidRequest: the latent is of another length; field `mix`.
+        InvalidRequest: the field that led so far.
+    """
+    if np.abs(drawn).max(initial=0.0) <= LATENT_MOST:
+        return
+    field = "mix" if steering.mixes is not None else "directions" if steering.directions else "truncation"
+    told = {"mix": "weights that nearly cancel one another out", "truncation": f"{truncation:g}"}.get(field, "the way")
+    detail = f"{field}: {told}: leads to numbers beyond {LATENT_MOST:g}, where there are no pictures"
+    raise InvalidRequest(detail, field=field)
+
+
+def z_of(source: Source, spec: GenerateSpec, top: str = "mix") -> Floats:
+    """A point's z, [D].
+
+    Args:
+        top: the body's field that the point stands in.
+
+    Raises:
+        InvalidRequest: the latent is of another length; field `top`.
     """
     if source.latent is None:
         assert source.seed is not None
         return latents_from_seeds([source.seed], spec.latent_dim).reshape(-1)
     if source.latent.shape != (spec.latent_dim,):
         shape = list(source.latent.shape)
-        raise InvalidRequest(f"mix: a latent of shape {shape}, must have {spec.latent_dim} numbers", field="mix")
+        raise InvalidRequest(f"{top}: a latent of shape {shape}, must have {spec.latent_dim} numbers", field=top)
     return source.latent
 
 
@@ -262,7 +288,7 @@ class _Points:
         key = (_identity(replace(source, label=None)), label)
         if key not in self.known:
             self.known[key] = len(self.z)
-            self.z.append(z_of(source, self.spec))
+            self.z.append(z_of(source, self.spec, top))
             self.seeds.append(source.seed)
             self.classes.append(label)
         return self.known[key]
@@ -309,14 +335,16 @@ def _styled(
             if mixed_classes is not None and one.source.label is None and not in_w:
                 detail = "styles: each needs a label of its own where the picture's classes are mixed"
                 raise InvalidRequest(detail, field="styles", allowed=spec.labels)
-            own = None if in_w else classes.of(place, _labelled(one.source, mix, classes))
+            own = None if in_w else classes.of(place, _labelled(one.source, mix, classes), "styles")
             layered.append((points.take(one.source, own, "styles"), one.layers))
         images.append(_Image(tuple(parts), tuple(weights), tuple(layered)))
     vectors = [(push, directions_of(model)[push.name]) for push in steering.directions]
     cutoff = steering.truncation_cutoff
 
     def assemble(w: Floats) -> Floats:
-        return _assembled(images, w, styled, truncation, cutoff, vectors)
+        drawn = _assembled(images, w, styled, truncation, cutoff, vectors)
+        check_reach(drawn, steering, truncation)
+        return drawn
 
     return styles.Way(points.inputs(), points.seeds, assemble, _noise(styled, spec, mixes, steering))
 

@@ -29,6 +29,7 @@ def models(tmp_path_factory):
     write_tiny_style(root, directions=("sefa_1", "glasses"))
     write_tiny(root, "tiny-rgb")
     write_tiny(root, "tiny-grey", channels=1, labels=TINY_LABELS)
+    write_tiny(root, "tiny-mixed", labels=TINY_LABELS, weighed=True)
     return root
 
 
@@ -126,6 +127,42 @@ async def test_each_frame_says_how_to_draw_it_alone(real, model, noise):
         recipe = json.loads(Image.open(io.BytesIO(data)).text["ganymede"])
         alone = await real.post("/generate", json=recipe)
         np.testing.assert_array_equal(pixels(alone.content), pixels(data))
+
+
+@pytest.mark.parametrize(
+    ("keys", "label"),
+    [
+        ([{"seed": 1, "label": "Circle"}, {"seed": 2, "label": "Square"}], None),
+        ([{"seed": 1, "label": {"Circle": 1, "Square": 2}}, {"seed": 2, "label": "Square"}], None),
+        ([{"seed": 1}, {"seed": 2}], {"Circle": 0.7, "Square": 0.3}),
+        ([{"seed": 1}, {"seed": 2}], None),
+    ],
+)
+@pytest.mark.parametrize("form", ["stream", "zip"])
+async def test_each_frame_says_its_classes(real, keys, label, form):
+    """On a way between classes each frame is of a mix of its own; sent back, it is the same picture bit for bit."""
+    body = {"model": "tiny-mixed", "seeds": None, "keys": keys, "label": label, "frames": 7}
+    reply = await post(real, **body, **{"as": form})
+    if form == "zip":
+        archive = zipfile.ZipFile(io.BytesIO(reply.content))
+        files = [archive.read(name) for name in archive.namelist() if name.startswith("frame")]
+        assert len(json.loads(archive.read("animation.json"))["labels"]) == 7
+    else:
+        files = [data for _, data in parts_of(reply)]
+    assert len(files) == 7
+    for data in files:
+        recipe = json.loads(Image.open(io.BytesIO(data)).text["ganymede"])
+        alone = await real.post("/generate", json=recipe)
+        assert alone.status_code == 200, alone.text
+        np.testing.assert_array_equal(pixels(alone.content), pixels(data))
+
+
+async def test_the_frames_noise_is_that_of_the_first_part_that_counts(real):
+    keys = [{"mix": [{"seed": 1, "weight": 0}, {"seed": 2}]}, {"seed": 3}]
+    for _, data in parts_of(await post(real, seeds=None, keys=keys, frames=3, noise="random", **{"as": "stream"})):
+        recipe = json.loads(Image.open(io.BytesIO(data)).text["ganymede"])
+        assert recipe["noise_seed"] == 2
+        np.testing.assert_array_equal(pixels((await real.post("/generate", json=recipe)).content), pixels(data))
 
 
 async def test_lines_of_json(real):
@@ -285,6 +322,13 @@ WRONG = [
     ({"label": ["a", "b"]}, "label", "one for all frames"),
     ({"directions": {"smile": 1}}, "directions", "'smile' is unknown"),
     ({"frame": 3}, "frame", "did you mean 'frames'?"),
+    ({"frames": 2**40}, "frames", "at most 64"),
+    ({"seeds": None, "keys": [{"seed": 1}, {"latent": [1.0] * 7}]}, "keys", "keys[1]: a latent of shape [7]"),
+    (
+        {"seeds": None, "keys": [{"mix": [{"seed": 1}, {"seed": 2}]}, {"seed": 3}], "space": "z"},
+        "space",
+        "mixes points in w",
+    ),
     ({"as": "film"}, "as", "must be one of animation, grid"),
     ({"as": "zip", "format": "gif"}, "format", "zip comes as png, jpeg, webp, not gif"),
 ]

@@ -25,6 +25,7 @@ def models(tmp_path_factory):
     write_tiny_style(root, directions=("sefa_1", "sefa_2", "glasses"))
     write_tiny(root, "tiny-rgb", directions=("smile",))
     write_tiny(root, "tiny-grey", channels=1, labels=TINY_LABELS)
+    write_tiny(root, "tiny-mixed", labels=TINY_LABELS, weighed=True)
     return root
 
 
@@ -140,6 +141,64 @@ async def test_a_seed_mixed_with_itself_is_the_seeds_file(real):
     assert "x-recipe" not in mixed.headers
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"seeds": "0-2"},
+        {"seeds": "0-2", "model": "tiny-grey"},
+        {"seeds": "0-2", "model": "tiny-mixed", "label": {TINY_LABELS[0]: 0.7, TINY_LABELS[1]: 0.3}},
+        {"seeds": "0-2", "directions": {"sefa_1": 1.5}, "truncation": 0.5},
+        {"latents": [[0.5] * 8, [1.0] * 8]},
+        {"latents": [[0.5] * STYLE_DIM, [1.0] * STYLE_DIM], "space": "w"},
+        {"mix": [[{"seed": 1}], [{"seed": 1}, {"seed": 2}]]},
+        {"mix": [[{"seed": 1}, {"seed": 2}], [{"latent": [0.5] * STYLE_DIM, "space": "w"}], [{"seed": 3}]]},
+    ],
+)
+async def test_a_grid_says_how_to_make_it_again(real, body):
+    first = await post(real, **body, **{"as": "grid"})
+    recipe = json.loads(Image.open(io.BytesIO(first.content)).text["ganymede"])
+    again = await real.post("/generate", json=recipe)
+    assert again.status_code == 200, again.text
+    assert again.content == first.content
+
+
+@pytest.mark.parametrize("shape", ["image", "grid"])
+async def test_a_recipe_that_is_too_long_is_no_shorter_picture(real, monkeypatch, shape):
+    """Less of it would ask for another picture: a mark names the model alone, and there is no header."""
+    body = {"seed": 1, "styles": [{"seed": 2, "layers": "0-1"}], "as": shape}
+    monkeypatch.setattr("service.api.pictures.MARK_CHARACTERS", 60)
+    monkeypatch.setattr("service.api.pictures.HEADER_CHARACTERS", 60)
+    reply = await post(real, **body)
+    assert json.loads(Image.open(io.BytesIO(reply.content)).text["ganymede"]) == {"model": "tiny-w@1"}
+    assert "x-recipe" not in reply.headers
+
+
+async def test_numbers_that_could_not_be_sent_back_are_refused(real):
+    for field, body in {
+        "mix": {"mix": [{"seed": 1, "weight": 1000}, {"seed": 2, "weight": -999.999998}]},
+        "truncation": {"model": "tiny-rgb", "latents": [[9e5] * 8], "truncation": 2},
+    }.items():
+        problem = (await post(real, 422, **body)).json()
+        assert problem["field"] == field and "leads to numbers beyond 1e+06" in problem["detail"], problem
+
+
+async def test_a_null_within_a_part_is_absent_too(real):
+    one = await post(real, mix=[{"seed": 1, "weight": None, "label": None}, {"seed": 2}])
+    assert one.content == (await post(real, mix=[{"seed": 1}, {"seed": 2}])).content
+    styles = [{"latent": [0.5] * 8, "layers": 1, "space": None}]
+    assert (await post(real, seed=1, styles=styles)).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["Application/X-NPY", "application/x-npy; v=1"])
+async def test_the_type_of_an_npy_may_be_written_in_any_way(real, kind):
+    body = npy_of(latents_from_seeds([3], 8))
+    reply = await real.post("/generate?model=tiny-rgb", content=body, headers={"content-type": kind})
+    assert reply.status_code == 200, reply.text
+    other = await real.post("/generate?model=tiny-rgb", content=body, headers={"content-type": "text/plain"})
+    assert other.status_code == 415 and other.json()["allowed"] == ["application/json", "application/x-npy"]
+    assert other.headers["accept-post"] == "application/json, application/x-npy"
+
+
 async def test_grids_and_zips_of_mixes(real):
     mixes = [[{"seed": 1, "weight": one}, {"seed": 2, "weight": 4 - one}] for one in (1, 2, 3)]
     grid = await post(real, mix=mixes, **{"as": "grid"})
@@ -201,7 +260,7 @@ WRONG = [
     ({"seed": 1, "directions": {"glasses": 101}}, "directions", "from -100 to 100"),
     ({"seed": 1, "directions": ["glasses"]}, "directions", "must be an object such as"),
     ({"seed": 1, "styles": [{"seed": 2}]}, "styles", "styles[0].layers: is missing"),
-    ({"seed": 1, "styles": [{"seed": 2, "layers": "2-1"}]}, "styles", "styles[0].layers: must be layers such as"),
+    ({"seed": 1, "styles": [{"seed": 2, "layers": "0,2-1"}]}, "styles", "styles[0].layers: has the range 2-1"),
     (
         {"seed": 1, "styles": [{"seed": 2, "layers": "0-1"}, {"seed": 3, "layers": 1}]},
         "styles",
@@ -213,7 +272,15 @@ WRONG = [
     ({"seed": 1, "space": "x"}, "space", "must be one of z, w, w+"),
     ({"latents": "AAA="}, "latents", "2 bytes are no whole number of 32-bit floats"),
     ({"latents": [B64, B64[:8]]}, "latents", "latents[1]"),
-    ({"latents": [[1] * 5] * 3, "space": "w+"}, "latents", "3 layers of 6 numbers"),
+    ({"latents": [[1] * 5] * 3, "space": "w+"}, "latents", "3 rows of 6 numbers"),
+    ({"latents": [[0.5] * 18] * 2, "space": "w+"}, "latents", "shape [2, 18] given"),
+    ({"seed": 1, "space": "w"}, "space", "that of latents, and there are none"),
+    ({"mix": [{"seed": 1, "label": "Circle"}]}, "mix", "no classes"),
+    ({"seed": 1, "styles": [{"latent": [1], "layers": 0}]}, "styles", "styles: a latent of shape [1]"),
+    ({"model": "tiny-mixed", "seed": 1, "label": {"Nope": 0, "Circle": 1}}, "label", "'Nope' is unknown"),
+    ({"seed": 1, "as": "npy", "format": "jpeg"}, "format", "holds latents and no pictures"),
+    ({"seeds": "0-99999999999"}, "seeds", "from 0 to 4294967295"),
+    ({"count": 2**40}, "count", "at most 64 in one request"),
     ({"latents": base64.b64encode(b"\x93NUMPY\x01\0\x02\0{}").decode()}, "latents", "is no npy file"),
     ({"seed": 1, "return_latents": "json", "as": "grid"}, "as", "has no room for them"),
     ({"seed": 1, "return_latents": "xml"}, "return_latents", "must be one of json, base64, npy"),

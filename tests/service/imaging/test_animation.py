@@ -69,6 +69,17 @@ def test_webp_and_gif_are_near(fmt, apart, channels, mode):
         assert np.abs(one.astype(int) - other).mean() < apart / 2
 
 
+@pytest.mark.parametrize("fps", [1, 7, 12, 24, 25, 30, 50, 60])
+def test_an_animation_lasts_as_long_as_it_should(fps):
+    """To half a tick, however many frames: each one's duration alone, rounded, would add up."""
+    for frames in (2, 60, 240):
+        assert abs(sum(Pace(fps).ticks(frames)) - 1000 * frames / fps) <= 0.5
+        if fps <= 50:
+            assert abs(sum(Pace(fps).ticks(frames, 10, 2)) - 100 * frames / fps) <= 0.5
+    _, _, durations = read(animate(smooth(24), "webp", Pace(24), RECIPE), "RGB")
+    assert sum(durations) == 1000
+
+
 def test_marks_of_webp_and_gif():
     webp = Image.open(io.BytesIO(animate(smooth(), "webp", Pace(20), RECIPE)))
     assert json.loads(webp.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"ASCII\0\0\0")) == RECIPE.recipe

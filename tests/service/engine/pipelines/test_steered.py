@@ -265,7 +265,7 @@ async def test_what_a_model_cannot_do_is_named(engine, model, steering, field, s
 
 async def test_what_else_does_not_fit_is_named(engine):
     for arguments, says in (
-        ({"latents": np.zeros((1, 7)), "space": "w+"}, "3 layers of 6 numbers"),
+        ({"latents": np.zeros((1, 7)), "space": "w+"}, "3 rows of 6 numbers, or one of 18"),
         ({"latents": np.zeros((1, 7)), "space": "w"}, "rows of 6 numbers"),
         ({"seeds": [1], "mix": [{"seed": 1}]}, "give one of seeds, count, latents and mix, not seeds and mix"),
         ({"latents": np.zeros((1, 8)), "noise": "random"}, "noise_seed: needed"),
