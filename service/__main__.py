@@ -27,16 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _settings(arguments)
     if not settings.models.is_dir():
         return _wrong(f"models: {settings.models} is not a folder; it must hold <name>/<version>/ of each model")
-    for name, near in unknown_variables().items():
-        print(f"{name} is no setting{f'; did you mean {near}?' if near else ''}", file=sys.stderr)
+    unknown = [
+        f"{name} is no setting{f'; did you mean {near}?' if near else ''}" for name, near in unknown_variables().items()
+    ]
     if arguments.command == "check":
+        print(*unknown, sep="\n", end="\n" if unknown else "", file=sys.stderr)
         return asyncio.run(_check(settings))
     try:
         read_keys("" if settings.keys is None else settings.keys.get_secret_value(), f"{PREFIX}KEYS")
         Keyring((), settings.keys_file)
     except (KeysWrong, OSError) as error:
         return _wrong(str(error))
-    return _serve(settings)
+    return _serve(settings, unknown)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,10 +100,13 @@ def _key(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, unknown: Sequence[str]) -> int:
     gc.disable()  # until the models are in: what a start makes stays, and looking at it again and again takes time
-    from service.api.server import serve  # here: `--help` and a wrong flag need no web framework
+    from service.api.server import serve, start_logs  # here: `--help` and a wrong flag need no web framework
 
+    start_logs(settings)
+    for message in unknown:
+        logging.getLogger("ganymede").warning("%s", message)
     status = serve(settings)
     if any(thread.daemon for thread in threading.enumerate()):
         # A model that is being loaded still, or a lane that was given up: were Python taken down under the native code
@@ -116,7 +121,8 @@ async def _check(settings: Settings) -> int:
     from service.api.app import engine_of
 
     logging.basicConfig(level=logging.ERROR)
-    engine = engine_of(settings.model_copy(update={"poll_models_s": None, "profile_s": 0.0, "versions_kept": 100}))
+    every = {"versions_kept": 100, "load_on_demand": False, "memory_budget_bytes": None}
+    engine = engine_of(settings.model_copy(update={"poll_models_s": None, "profile_s": 0.0, **every}))
     await engine.open()
     try:
         loaded = sorted(model.manifest.ref for model in engine.models())

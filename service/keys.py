@@ -181,7 +181,7 @@ class Keyring:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _read(self) -> list[Key]:
-        return [] if self._path is None else read_keys(self._path.read_text(), str(self._path))
+        return [] if self._path is None else read_keys(_text_of(self._path), str(self._path))
 
     def _take(self, from_file: list[Key]) -> None:
         keys = [*self._listed, *from_file]
@@ -193,13 +193,20 @@ class Keyring:
         self._by_start = found
 
 
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise KeysWrong(f"{path}: is not a text in UTF-8") from None
+
+
 def append_key(path: Path, key: Key) -> None:
     """Add a key to a file, which nobody but its owner may read when this makes it.
 
     Raises:
         KeysWrong: there is one of this name already. OSError.
     """
-    text = path.read_text() if path.exists() else ""
+    text = _text_of(path) if path.exists() else ""
     if any(other.name == key.name for other in read_keys(text, str(path))):
         raise KeysWrong(f"{path}: there is a key named {key.name} already")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -122,7 +122,7 @@ class Metrics:
         page = Page(openmetrics=as_openmetrics)
         memory = self._engine.memory()
         stats = self._engine.stats()
-        self._forget_gone({*stats, *self._engine.asleep}, time.monotonic())
+        self._forget_gone({*_present(stats), *self._engine.asleep}, time.monotonic())
         self._write_requests(page)
         _write_models(page, stats)
         page.family("ganymede_replicas_wanted", "gauge", "Replicas that the load of this one wants; add up over all.")
@@ -149,7 +149,7 @@ class Metrics:
                 self._lag.observe(max(0.0, loop.time() - due))
             stats = self._engine.stats()
             self._demand.look(time.monotonic(), time.thread_time(), stats)
-            self._forget_gone({*stats, *self._engine.asleep}, time.monotonic())
+            self._forget_gone({*_present(stats), *self._engine.asleep}, time.monotonic())
 
     def _forget_gone(self, present: set[str], now_s: float) -> None:
         """Drop the series of versions that are gone for long, or of the longest gone where there are many."""
@@ -199,10 +199,10 @@ class Metrics:
 
 
 def _write_models(page: Page, stats: "Mapping[str, ModelStats]") -> None:
-    for kind, table in (("gauge", _GAUGES), ("counter", _COUNTERS)):
+    for kind, table, told in (("gauge", _GAUGES, _present(stats)), ("counter", _COUNTERS, stats)):
         for name, text, read in table:
             page.family(name, kind, text)
-            page.samples((read(values), labelled(model=model)) for model, values in stats.items())
+            page.samples((read(values), labelled(model=model)) for model, values in told.items())
     page.family("ganymede_entries", "counter", "Entries of the queue by how they ended.")
     for model, values in stats.items():
         page.samples((count, labelled(model=model, end=end)) for end, count in values.ended_total.items())
@@ -247,6 +247,11 @@ def _write_process(page: Page, resident_bytes: int | None) -> None:
         if value is not None:
             page.family(f"process_{name}", "gauge", text)
             page.sample(value)
+
+
+def _present(stats: "Mapping[str, ModelStats]") -> "dict[str, ModelStats]":
+    """Without the versions that are gone, of which there are totals alone."""
+    return {model: values for model, values in stats.items() if not values.gone}
 
 
 def _ratio(stats: "ModelStats") -> float:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 PREFIX = "GANYMEDE_"
+PROVIDERS = ("auto", "tensorrt", "cuda", "webgpu", "cpu")
 
 
 class Settings(BaseModel):
@@ -330,13 +331,22 @@ class Settings(BaseModel):
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("names no provider; `auto` takes the best one that works")
+        if unknown := [name for name in value if name not in PROVIDERS]:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(PROVIDERS)}")
         return value
+
+    @field_validator("keys_file", mode="before")
+    @classmethod
+    def _names_a_file(cls, value: object) -> object:
+        # Unlike other settings: a variable that came out empty would open the server to everybody.
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("names no file; leave it out where no keys shall be asked for")
+        return None if isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator(
         "lanes",
         "threads_per_lane",
         "poll_models_s",
-        "keys_file",
         "rate_per_s",
         "rate_burst",
         "cache",

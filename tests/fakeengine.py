@@ -117,7 +117,8 @@ class FakeEngine:
         self.calls.append({"load": name, "version": version})
         return self.model(name)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, version: int | None = None) -> None:
+        self.calls.append({"unload": name, "version": version})
         del self.infos[self.model(name).manifest.ref]
 
     async def generate(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
 from service.api import answers, edits, motion_body, motions, pages, problems, projections, routes, schemas
@@ -20,6 +19,7 @@ from service.api.guard import Guard
 from service.api.ledger import Ledger
 from service.api.middleware.access import Access
 from service.api.middleware.context import RequestContext
+from service.api.middleware.crossorigin import CrossOrigin
 from service.api.middleware.limits import BodyLimit
 from service.api.parts import Parts
 from service.api.pictures import onnxruntime_version
@@ -88,7 +88,7 @@ def create_app(settings: Settings, engine: "Engine | None" = None) -> FastAPI:
     if guard is not None:
         app.add_middleware(Access, guard=guard)
     if settings.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CROSS_ORIGIN)
+        app.add_middleware(CrossOrigin, allow_origins=settings.origins, **CROSS_ORIGIN)
     told = SECURITY_HEADERS if settings.security_headers else ()
     ledger = Ledger(metrics, settings.access_log, lambda: parts.draining, told)
     app.add_middleware(RequestContext, ledger=ledger)
@@ -161,7 +161,7 @@ def _lifespan(parts: Parts) -> Callable[[FastAPI], Any]:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            await parts.engine.drain(parts.settings.drain_timeout_s)
+            await parts.engine.drain(parts.left_to_drain_s())
             await parts.engine.close()
             parts.encoders.shutdown(wait=True, cancel_futures=True)
 

@@ -20,6 +20,11 @@ from service.api.requests import WATCHED_AFTER_S
 HEAD_MAX_BYTES = 64 * 1024
 """Request line and headers. A head that comes in one read may be larger; none grows without end."""
 
+URL_MAX_BYTES = HEAD_MAX_BYTES - 1
+"""The parser takes no longer one."""
+
+TOO_LONG = f"the request line and headers are longer than {HEAD_MAX_BYTES} bytes"
+
 HEAD_TIMEOUT_S = 30.0
 """From the connection, or from the first byte of a later request, to the end of its head."""
 
@@ -53,6 +58,7 @@ class BoundedConnection(HttpToolsProtocol):
     _passing = False  # the parser sees bytes that lie where they belong already
     _idle_from_s: float | None = None  # the loop's time of the last answer, while no request is under way
 
+    _hosts_wrong = False
     _head_bytes = 0
     _in_head = True  # between two requests too
     _begun = False  # the head's first byte is here
@@ -103,7 +109,7 @@ class BoundedConnection(HttpToolsProtocol):
         if not self._in_head or self.transport.is_closing():
             return
         if self._head_bytes > HEAD_MAX_BYTES:
-            self._refuse(431, f"the request line and headers are longer than {HEAD_MAX_BYTES} bytes")
+            self._refuse(431, TOO_LONG)
         elif self._begun and self._late is None:
             self._wait()
 
@@ -140,7 +146,14 @@ class BoundedConnection(HttpToolsProtocol):
             self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
-        """The head is whole; what follows is a body, which has limits of its own."""
+        """The head is whole; what follows is a body, which has limits of its own.
+
+        Raises:
+            ValueError: there is no Host, or there are two, of which others might believe the other; the parser ends.
+        """
+        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+            self._hosts_wrong = True
+            raise ValueError("Host")
         self._head_bytes, self._in_head, self._begun = 0, False, False
         self._stop_waiting()
         if self._front is None:
@@ -313,8 +326,13 @@ class BoundedConnection(HttpToolsProtocol):
             self._late = None
 
     def send_400_response(self, msg: str) -> None:
-        """What came is not HTTP."""
-        self._refuse(400, "what came is not an HTTP/1.1 request: its line, a header or the body's framing is malformed")
+        """What came is not HTTP, or more of it than the parser takes."""
+        if len(getattr(self, "url", b"")) >= URL_MAX_BYTES:
+            self._refuse(431, TOO_LONG)
+        elif self._hosts_wrong:
+            self._refuse(400, "an HTTP/1.1 request has exactly one Host header (RFC 9112, 3.2)")
+        else:
+            self._refuse(400, "what came is not an HTTP/1.1 request: its line, a header or its framing is malformed")
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer, unless an earlier request's answer is still under way, and close."""

@@ -42,6 +42,8 @@ class Front:
         self.ledger = ledger
         self.guard = guard
         self._origins = bool(parts.settings.origins)
+        self.varied = [(b"vary", b"Origin")] if self._origins else []
+        """What answers say where there are others for other origins; see `middleware/crossorigin.py`."""
         self._most_bytes = min(MOST_BYTES, parts.settings.max_body_bytes)
 
     def begin_of(self, method: bytes, url: bytes, headers: Headers) -> Begin | None:
@@ -211,7 +213,7 @@ class Exchange:
         record, ledger = self._record, self._front.ledger
         record.status = reply.status
         self.keep_alive = self.keep_alive and not ledger.draining()
-        told = lines_of((*self._channel.date_headers(), *reply.headers))
+        told = lines_of((*self._channel.date_headers(), *reply.headers, *self._front.varied))
         ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         record.body_bytes = len(reply.body)
         self.response_complete = True

@@ -76,7 +76,7 @@ class Guard:
         """
         if path in HEALTH:
             return
-        if self._hosts:
+        if self._hosts and path != "/metrics":  # which is scraped by addresses that change
             self._look_at_host(headers)
         if path in OPEN or path.startswith(PAGES) or record.method == "OPTIONS":
             return
@@ -90,7 +90,8 @@ class Guard:
     def _look_at_host(self, headers: Headers) -> None:
         """RFC 9110, 7.2; `*.example.org` allows any name below it."""
         given = (headers.first(b"host") or b"").decode("latin-1").lower()
-        name = given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() and ":" in given else given
+        before, colon, port = given.rpartition(":")
+        name = before if colon and (not port or port.isdigit()) else given
         for host in self._hosts:
             if name == host or (host.startswith("*.") and name.endswith(host[1:]) and len(name) > len(host) - 1):
                 return

@@ -121,7 +121,8 @@ def answered(record: Record, drawing: Drawing, drawn: "Generated", rendered: Ren
         began: `perf_counter()` when the pictures came to be encoded.
     """
     record.stages["encode"] = perf_counter() - began
-    record.images = len(drawn.images)
+    nothing = record.method == "HEAD" or drawing.form.shape == "npy"  # holds no pictures
+    record.images = 0 if nothing else len(drawn.images)
     length, kind = (b"content-length", b"%d" % len(rendered.body)), (b"content-type", rendered.media_type.encode())
     return Reply(200, [*rendered.headers, *drawing.headers, length, kind], rendered.body)
 

@@ -10,7 +10,12 @@ from service.api.record import Record, publish
 from service.metrics import Metrics
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+_TRACEPARENT = re.compile(
+    rb"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?"
+)
+"""Later versions may say more behind the flags; version 00 may not."""
+_FLAGS_KNOWN = 0x03
+"""Sampled, and random trace id; others are not handed on."""
 ALONE_S = 0.02
 """A client counts as alone when no other connection has sent a request for so long.
 
@@ -73,7 +78,7 @@ class Ledger:
             request_id = text if _SANE_ID.fullmatch(text) else span_id
         parent = headers.first(b"traceparent")
         if parent is not None and (traced := _TRACEPARENT.fullmatch(parent)):
-            trace_id, trace_flags = traced[1].decode("ascii"), traced[2].decode("ascii")
+            trace_id, trace_flags = traced[1].decode("ascii"), f"{int(traced[2], 16) & _FLAGS_KNOWN:02x}"
         record = Record(
             request_id=request_id,
             method=method,

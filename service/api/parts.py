@@ -1,5 +1,6 @@
 """What the routes work with: one object per app, made by `app.py`, never a global."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,6 +28,8 @@ class Parts:
     metrics: Metrics
     opened: bool = False
     draining: bool = False
+    drain_until_s: float | None = None
+    """In the loop's time: when accepted requests have to be finished. Known once the port closes."""
     failure: BaseException | None = None
     encoders: ThreadPoolExecutor = field(init=False)
     encode_options: EncodeOptions = field(init=False)
@@ -40,6 +43,12 @@ class Parts:
         self.encode_options = EncodeOptions(self.settings.jpeg_quality, self.settings.webp_quality)
         self.recipes = Recipes(self.settings.max_images)
         self.encoders = ThreadPoolExecutor(self.settings.encode_threads, "encode", step_back)
+
+    def left_to_drain_s(self) -> float:
+        """Seconds that accepted requests have yet; all that the settings give where the port is not closed."""
+        if self.drain_until_s is None:
+            return self.settings.drain_timeout_s
+        return max(0.0, self.drain_until_s - asyncio.get_running_loop().time())
 
     @property
     def state(self) -> State:

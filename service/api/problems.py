@@ -178,6 +178,8 @@ def install(app: FastAPI, methods: Callable[[str], Sequence[str]]) -> None:
         elif kind.status == 405:
             headers["allow"] = ", ".join(methods(request.url.path))
             detail = f"this path answers only {headers['allow']}"
+        if record is not None:
+            record.rejected = kind.code
         return PlainResponse(_reply(_body(kind, detail, record, quote(request.scope["path"])), headers))
 
     async def gone(request: Request, error: Exception) -> Response:

@@ -142,10 +142,10 @@ async def load(name: str, request: Request, parts: PartsDep) -> JSONResponse:
     status_code=204,
     responses=problems.responses(UnknownModel, faults.AdminOff),
 )
-async def unload(name: str, parts: PartsDep) -> Response:
-    """Stop serving a model; its accepted requests finish."""
+async def unload(name: str, request: Request, parts: PartsDep) -> Response:
+    """Stop serving a model, or the version that is named; its accepted requests finish."""
     _admin(parts)
-    await parts.engine.unload(name)
+    await parts.engine.unload(name, await _version(request, parts))
     return Response(status_code=204)
 
 

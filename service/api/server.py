@@ -30,6 +30,9 @@ COLLECT = (700, 10, 100)
 """Python's own thresholds, but the oldest objects are looked at ten times less often: most of them are requests that
 wait, and to look at a thousand of those takes longer than to answer one."""
 
+CUT_OFF_S = 2.0
+"""After the time to drain, for answers that say 503 to be sent; what is not over then, uvicorn ends."""
+
 LINGER_S = 0.2
 """Between closing the port and closing idle connections: what clients had sent by then is still read and answered."""
 
@@ -63,7 +66,7 @@ def server_of(settings: Settings) -> "DrainingServer":
         server_header=False,
         proxy_headers=False,  # whom to believe is said by `forwarded`, for both ways of a request
         timeout_keep_alive=math.ceil(settings.keep_alive_s),
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s + CUT_OFF_S),
     )
     return DrainingServer(config, app)
 
@@ -116,13 +119,23 @@ class DrainingServer(uvicorn.Server):
         """Close the port, then let requests that are on their way arrive before idle connections are closed."""
         listeners = [] if os.name == "nt" else [own.fileno() for server in self.servers for own in server.sockets]
         copies = [socket.socket(fileno=os.dup(descriptor)) for descriptor in listeners]
+        self.parts.drain_until_s = asyncio.get_running_loop().time() + self.parts.settings.drain_timeout_s
         for server in self.servers:
             server.close()
         for connection in [found for copy in copies for found in _waiting(copy)]:
             await self._take_on(connection)
         if not self.force_exit:
             await self._linger()
+        ending = asyncio.create_task(self._end_in_time())
         await super().shutdown(sockets)
+        ending.cancel()
+        with suppress(asyncio.CancelledError):
+            await ending
+
+    async def _end_in_time(self) -> None:
+        """What is not finished when the time to drain is over ends with 503, as everything that is refused then."""
+        await asyncio.sleep(self.parts.left_to_drain_s())
+        await self.parts.engine.drain(0.0)
 
     async def _take_on(self, connection: socket.socket) -> None:
         config, loop = self.config, asyncio.get_running_loop()

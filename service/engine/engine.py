@@ -44,7 +44,6 @@ from service.engine.pipelines.project import Projected
 from service.engine.pipelines.rows import Labels
 from service.engine.repository import Repository
 from service.engine.results import Generated, ModelInfo, ModelStats, Timings, info_of
-from service.engine.stats import sum_stats
 from service.engine.steering import Steering
 from service.engine.waiting import outcome_of
 from service.errors import (
@@ -105,7 +104,7 @@ class Engine:
         self._draining = True
         await self._looking.stop()
         if self._repository is not None and not await self._repository.drain(timeout_s):
-            log.warning("requests were cut off: not finished %.1f s after draining began", timeout_s)
+            log.warning("requests were cut off: not finished when the time to drain was over")
 
     async def close(self) -> None:
         """End what is left, stop the lanes and drop the sessions. The engine cannot be opened again."""
@@ -337,13 +336,13 @@ class Engine:
         """
         return info_of(await self._open_repository().load(name, version))
 
-    async def unload(self, name: str) -> None:
-        """Stop serving `name` (every version) or `name@version`; accepted requests finish.
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Stop serving `name` (every version, or one) or `name@version`; accepted requests finish.
 
         Raises:
             UnknownModel: it is not loaded.
         """
-        await self._open_repository().unload(name)
+        await self._open_repository().unload(name, version)
 
     def models(self) -> list[ModelInfo]:
         """The loaded versions by name, the newest first."""
@@ -411,13 +410,8 @@ class Engine:
         return self._opened and loaded and not self._draining
 
     def stats(self) -> dict[str, ModelStats]:
-        """By `name@version`; cheap enough for every scrape."""
-        if self._repository is None:
-            return {}
-        return {
-            model.ref: sum_stats([graph.batcher.stats() for graph in model.graphs.values()])
-            for model in self._repository.loaded
-        }
+        """By `name@version`, of those that went lately their totals, too; cheap enough for every scrape."""
+        return {} if self._repository is None else self._repository.stats()
 
     def memory(self) -> MemoryStats:
         """What the process and its devices hold, and what idle models gave back; cheap enough for every scrape."""

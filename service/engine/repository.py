@@ -24,10 +24,16 @@ from service.engine.loaded import LoadedGraph, LoadedModel, retire, settled
 from service.engine.loading import Prepared, prepare
 from service.engine.memory import MemoryStats, memory_stats, trim
 from service.engine.options import EngineOptions
+from service.engine.stats import BatcherStats, followed, sum_stats, totals_of
 from service.errors import FileInvalid, GanymedeError, ModelAsleep, PackageError, UnknownModel
 from service.manifest import Manifest
 
 log = logging.getLogger(__name__)
+
+PAST_S = 900.0
+"""The totals of a version that is gone are told for so long: what looks at a quarter of an hour sees all of them."""
+PAST_KEPT = 16
+"""And those of so many versions at most: a scrape must not grow with every version that ever served."""
 
 ROOM_S = 2.0
 """Seconds that those who give way get to be gone before the newcomer is read; who is at work then is gone later."""
@@ -61,6 +67,7 @@ class Repository:
         self._faults: dict[str, str] = {}
         self._busy = asyncio.Lock()
         self._retiring: dict[asyncio.Task[None], LoadedModel] = {}
+        self._past: dict[str, tuple[BatcherStats, float]] = {}  # totals of versions that are gone, and since when
         self._waking: dict[str, _Waking] = {}
         self._missing = False
         self._shrinking: asyncio.Task[None] | None = None
@@ -281,6 +288,7 @@ class Repository:
             prepared = await prepare(one.folder, self._options, self._check, gently=bool(self._loaded))
             weight_bytes = _weight_bytes(one, prepared)
             await self._make_room(one, weight_bytes)
+            graphs = self._batchers(prepared)  # which start threads, of which there may be no more
         except Exception as error:
             detail = error.detail if isinstance(error, GanymedeError) else f"{type(error).__name__}: {error}"
             self._failed[one.ref] = detail.removeprefix(f"{one.ref}: ")
@@ -290,7 +298,7 @@ class Repository:
             raise FileInvalid(f"could not be loaded: {self._failed[one.ref]}", model=one.ref) from error
         self._failed.pop(one.ref, None)
         self._asleep.pop(one.ref, None)
-        model = LoadedModel(prepared.manifest, one.folder, self._batchers(prepared), arrays=prepared.arrays)
+        model = LoadedModel(prepared.manifest, one.folder, graphs, arrays=prepared.arrays)
         model.weight_bytes = weight_bytes
         previous = self._loaded.get(one.ref)
         self._loaded[one.ref] = model  # from here on new requests get it
@@ -398,13 +406,44 @@ class Repository:
     def _retire(self, model: LoadedModel) -> None:
         self._resolved.clear()
         model.state = "draining"
-        task = asyncio.create_task(retire(model))
+        task = asyncio.create_task(self._finish(model))
         self._retiring[task] = model
         task.add_done_callback(partial(_forget, self._retiring))
+
+    async def _finish(self, model: LoadedModel) -> None:
+        """Let a model end what it has begun; what it has done is remembered for a while."""
+        batchers = [graph.batcher for graph in model.graphs.values()]
+        await retire(model)
+        done = totals_of(sum_stats([batcher.stats() for batcher in batchers]))
+        before = self._past.pop(model.ref, None)
+        self._past[model.ref] = (done if before is None else followed(before[0], done), time.monotonic())
+        others = [ref for ref in self._past if ref not in self._loaded]
+        for ref in others[:-PAST_KEPT]:
+            del self._past[ref]
+
+    def stats(self) -> dict[str, BatcherStats]:
+        """By `name@version`: of versions that serve or finish, and the totals of those that went lately.
+
+        A version that was loaded anew goes on from the totals of the one before.
+        """
+        oldest_s = time.monotonic() - PAST_S
+        for ref in [ref for ref, (_, gone_s) in self._past.items() if gone_s < oldest_s and ref not in self._loaded]:
+            del self._past[ref]
+        found = {ref: totals for ref, (totals, _) in self._past.items()}
+        for model in (*self._retiring.values(), *self._loaded.values()):
+            if not model.graphs:  # it is over, and among those that are gone
+                continue
+            own = _stats_of(model)
+            found[model.ref] = followed(found[model.ref], own) if model.ref in found else own
+        return found
 
 
 def _forget(retiring: dict[asyncio.Task[None], LoadedModel], task: asyncio.Task[None]) -> None:
     retiring.pop(task, None)
+
+
+def _stats_of(model: LoadedModel) -> BatcherStats:
+    return sum_stats([graph.batcher.stats() for graph in model.graphs.values()])
 
 
 def _weight_bytes(one: Found, prepared: Prepared) -> int:

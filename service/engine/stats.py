@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 K = TypeVar("K", int, str)
@@ -27,6 +27,8 @@ class BatcherStats:
     rejected_total: dict[str, int]
     hung_total: int = 0
     lanes_replaced_total: int = 0
+    gone: bool = False
+    """Whether there are totals alone, of a model that is no longer there."""
     promised_rows: int = 0
     """Rows of refused clients that are expected to come back at the time they were told."""
 
@@ -51,6 +53,16 @@ def sum_stats(graphs: Sequence[BatcherStats]) -> BatcherStats:
         lanes_replaced_total=sum(graph.lanes_replaced_total for graph in graphs),
         promised_rows=sum(graph.promised_rows for graph in graphs),
     )
+
+
+def followed(before: BatcherStats, after: BatcherStats) -> BatcherStats:
+    """Two models of one version, the second in the first one's place: everything is added up but what a row takes."""
+    return replace(sum_stats([before, after]), row_s=after.row_s)
+
+
+def totals_of(stats: BatcherStats) -> BatcherStats:
+    """What stays of a model that is gone: no gauge stands any more."""
+    return replace(stats, queue_rows=0, queue_age_s=0.0, lanes=0, lanes_busy=0, row_s=0.0, promised_rows=0, gone=True)
 
 
 def _sum_counts(counts: Iterable[Mapping[K, int]]) -> dict[K, int]:

@@ -1,8 +1,10 @@
 """The real command in a process of its own: start, answer, drain on SIGTERM; and `check`."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -96,6 +98,33 @@ def test_accepted_requests_finish(tiny_models):
         assert process.wait(timeout=60) == 0
 
 
+def test_what_is_not_finished_in_time_is_told_so(tiny_models):
+    """A body that does not come: 503 when the time to drain is over, and the process ends soon after."""
+    flags = ["--drain-delay-s", "0", "--drain-timeout-s", "1", "--log-format", "json"]
+    with served(tiny_models, *flags) as (process, address, lines):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            head = f"POST /translate HTTP/1.1\r\nhost: {host}\r\ncontent-type: image/png\r\ncontent-length: 99\r\n\r\n"
+            client.sendall(head.encode())
+            time.sleep(0.2)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            told = b""
+            while more := client.recv(65536):
+                told += more
+        assert process.wait(timeout=60) == 0
+    assert told.startswith(b"HTTP/1.1 503 ") and b"application/problem+json" in told and b"draining" in told
+    assert time.monotonic() - began >= 1.0
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_what_is_no_setting_is_a_line_of_the_log(tiny_models, monkeypatch):
+    monkeypatch.setenv("GANYMEDE_PROT", "1")
+    with served(tiny_models, "--log-format", "json") as (_, _address, lines):
+        told = [json.loads(line) for line in lines if "GANYMEDE_PROT" in line]
+    assert told[0]["level"] == "warning" and "did you mean GANYMEDE_PORT?" in told[0]["message"]
+
+
 def refuses(address: str) -> bool:
     try:
         httpx.get(f"{address}/livez")
@@ -121,6 +150,12 @@ def test_check(tiny_models, tmp_path):
     (models / "tiny-rgb" / "1" / "golden.npz").unlink()
     done = subprocess.run(command("check", "--models", str(models)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "refused  tiny-rgb@1: " in done.stdout and "ok       tiny-grey@1" in done.stdout
+    for name, value in (("GANYMEDE_MEMORY_BUDGET_BYTES", "1"), ("GANYMEDE_LOAD_ON_DEMAND", "true")):
+        environment = {**os.environ, name: value}
+        again = subprocess.run(
+            command("check", "--models", str(models)), cwd=ROOT, capture_output=True, text=True, env=environment
+        )
+        assert again.stdout == done.stdout and again.returncode == 1, "every folder, whatever is kept in memory"
     (tmp_path / "empty").mkdir()
     done = subprocess.run(
         command("check", "--models", str(tmp_path / "empty")), cwd=ROOT, capture_output=True, text=True

@@ -75,12 +75,15 @@ def test_every_field_of_an_upload_is_told(engine, path):
     assert set(first_column(section)) == set(fields)
 
 
+LONG = "request-header-fields-too-large"
+
+
 def test_every_problem_is_told():
     section = page("api.md").split("## Errors")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| `([^`]+)` \|", section, re.MULTILINE)
     assert {(int(status), code) for status, code in rows} == {
         (kind.status, kind.code) for kind in problems.KINDS.values()
-    } | {(404, "not-found"), (405, "method-not-allowed")}
+    } | {(400, "bad-request"), (404, "not-found"), (405, "method-not-allowed"), (408, "request-timeout"), (431, LONG)}
 
 
 def test_every_setting_is_told_with_its_default():

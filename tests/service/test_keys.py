@@ -90,6 +90,12 @@ def test_a_file_is_read_again_when_it_changes(tmp_path):
         ring.refresh()
     assert ring.find(b"b").name == "bob", "what was known stays"
     assert not ring.refresh(), "said once"
+    path.write_bytes(bytes(range(128, 228)))
+    with pytest.raises(KeysWrong, match="not a text in UTF-8"):
+        ring.refresh()
+    assert ring.find(b"b").name == "bob"
+    with pytest.raises(KeysWrong, match="not a text"):
+        append_key(path, key("bob", "b"))
     path.write_text(key("ops", "x").line)
     with pytest.raises(KeysWrong, match="same name"):
         ring.refresh()

@@ -1,5 +1,6 @@
 """Request id, trace context, timing, access log, and the last net under unexpected errors."""
 
+import asyncio
 import logging
 from time import perf_counter
 from urllib.parse import quote
@@ -8,8 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.ledger import Ledger
 from service.api.plain import Headers, PlainResponse
-from service.api.problems import unexpected
+from service.api.problems import reply_to, unexpected
 from service.api.record import STATE_KEY
+from service.errors import NotReady
 
 _log = logging.getLogger("ganymede")
 
@@ -51,6 +53,12 @@ class RequestContext:
 
         try:
             await self._app(inner, receive, marked)
+        except asyncio.CancelledError:
+            if responding is not None or not self._ledger.draining():
+                raise
+            # The time to drain is over, and more; who waits still is told so.
+            error = NotReady("shutting down", reason="draining")
+            await PlainResponse(reply_to(error, record))(scope, receive, marked)
         except Exception as error:
             _log.exception("request %s: unexpected error", record.request_id, exc_info=error)
             if responding is None:

@@ -122,6 +122,22 @@ async def test_what_is_not_http_is_told_so_as_a_problem(sent):
         assert "not an HTTP/1.1 request" in problem(await reader.read(), 400)["detail"]
 
 
+@pytest.mark.parametrize("hosts", [b"", b"host: a\r\nhost: b\r\n"])
+async def test_a_request_has_one_host(hosts):
+    async with connected() as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert "exactly one Host" in problem(await reader.read(), 400)["detail"]
+    async with connected() as (reader, writer):
+        writer.write(b"GET / HTTP/1.0\r\n" + hosts[:9] + b"\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_line_that_is_too_long_is_refused_as_a_head_is():
+    async with connected() as (reader, writer):
+        writer.write(b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert "longer than" in problem(await reader.read(), 431)["detail"]
+
+
 async def test_what_follows_a_request_and_is_not_http_does_not_break_into_its_answer():
     async with connected() as (reader, writer):
         writer.write(request(body=b"abc") + b"\0\0\0\r\n\r\n")

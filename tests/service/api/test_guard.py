@@ -225,6 +225,7 @@ async def test_clients_take_turns_under_their_keys_names(engine, monkeypatch, fa
     [
         ("gan.example.org", 200),
         ("GAN.example.org:8000", 200),
+        ("gan.example.org:", 200),
         ("a.b.example.net", 200),
         ("example.net", 421),
         ("evilexample.net", 421),
@@ -237,9 +238,9 @@ async def test_a_server_answers_to_its_own_names(engine, monkeypatch, fast, host
     sent = post().replace(b"host: x", f"host: {host}".encode())
     (found,) = await asked(engine, monkeypatch, sent, fast=fast, hosts="gan.example.org, *.example.net")
     assert found[0] == status
-    probes = [get("/livez", "host: 10.0.0.7\r\n"), get("/readyz", "host: 10.0.0.7\r\n")]
+    probes = [get(path, "host: 10.0.0.7\r\n") for path in ("/livez", "/readyz", "/metrics")]
     answers = await asked(engine, monkeypatch, *probes, fast=fast, hosts="gan.example.org")
-    assert [found[0] for found in answers] == [200, 200], "probes come by address"
+    assert [found[0] for found in answers] == [200, 200, 200], "probes and scrapes come by address"
 
 
 @BOTH
@@ -260,6 +261,7 @@ async def test_scripts_of_other_origins(engine, monkeypatch, fast):
     assert drawn[0] == 200 and drawn[1]["access-control-allow-origin"] == "https://app.example.org"
     assert "X-Seed" in drawn[1]["access-control-expose-headers"] and drawn[2] == plain[2]
     assert refused[0] == 401 and "access-control-allow-origin" in refused[1], "a script may read why"
+    assert "Origin" in plain[1]["vary"] and "Origin" in drawn[1]["vary"], "who keeps one must not give it to the other"
     assert "access-control-allow-origin" not in foreign[1] and "access-control-allow-origin" not in plain[1]
 
 

@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
 from service.engine.memory import DeviceMemory, MemoryStats
+from service.engine.stats import totals_of
 from service.metrics import Metrics
 
 OPEN = "application/openmetrics-text; version=1.0.0"
@@ -35,6 +36,28 @@ async def test_requests_images_and_runs_are_counted(client):
     assert found["ganymede_batch_rows_bucket", (("le", "1.0"), faces)] == 1
     assert found["ganymede_batch_rows_bucket", (("le", "4.0"), faces)] == 2
     assert found["ganymede_rejected_total", (("reason", "invalid-request"),)] == 1
+
+
+async def test_only_pictures_that_go_out_are_counted(client):
+    assert (await client.head("/generate?model=faces&seed=1")).status_code == 200
+    found = await samples(client)
+    assert not any(name == "ganymede_images_total" for name, _ in found)
+
+
+async def test_what_is_gone_has_totals_and_no_gauges(client, engine):
+    engine.stats_by_ref["before@1"] = totals_of(replace(idle(), runs_total=5, rows_total=9))
+    found = await samples(client)
+    before = (("model", "before@1"),)
+    assert found["ganymede_rows_total", before] == 9 and ("ganymede_lanes", before) not in found
+
+
+async def test_paths_and_methods_that_are_not_served_are_counted(client):
+    for _ in range(3):
+        await client.get("/nothing/here")
+        await client.delete("/generate")
+    found = await samples(client)
+    assert found["ganymede_rejected_total", (("reason", "not-found"),)] == 3
+    assert found["ganymede_rejected_total", (("reason", "method-not-allowed"),)] == 3
 
 
 async def ask(app, method: str, path: str, body: bytes = b"") -> int:

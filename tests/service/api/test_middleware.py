@@ -163,6 +163,11 @@ async def test_a_trace_is_taken_up_in_the_answer_and_the_log(client, caplog):
     assert (fields["trace_id"], fields["span_id"]) == (trace, span)
 
 
+async def test_flags_that_nobody_knows_are_not_handed_on(client):
+    given = f"00-{TRACE}-b7ad6b7169203331-ff"
+    assert (await client.get("/livez", headers={"traceparent": given})).headers["traceparent"].endswith("-03")
+
+
 async def test_a_later_version_of_the_header_is_read_as_the_first(client):
     given = f"cc-{TRACE}-b7ad6b7169203331-01-what-the-future-will-bring"
     assert (await client.get("/livez", headers={"traceparent": given})).headers["traceparent"].startswith(f"00-{TRACE}")
@@ -178,6 +183,7 @@ async def test_a_later_version_of_the_header_is_read_as_the_first(client):
         f"ff-{TRACE}-b7ad6b7169203331-01",
         f"00-{TRACE.upper()}-b7ad6b7169203331-01",
         f"00-{TRACE}-b7ad6b7169203331",
+        f"00-{TRACE}-b7ad6b7169203331-01-more",
     ],
 )
 async def test_a_trace_that_breaks_the_standard_is_begun_anew(client, given):

@@ -59,7 +59,10 @@ async def test_operator_calls(engine):
         assert [call["version"] for call in engine.calls] == [None, 1, 2]
         for wrong in ({"version": 0}, {"version": True}, {"version": "x"}, {"versoin": 1}):
             assert (await client.post("/models/faces/load", json=wrong)).status_code == 422
-        assert (await client.post("/models/faces/unload")).status_code == 204
+        assert (await client.post("/models/faces/unload", json={"versoin": 1})).status_code == 422
+        assert (await client.post("/models/faces/unload?version=x")).status_code == 422
+        assert (await client.post("/models/faces/unload?version=1")).status_code == 204
+        assert engine.calls[-1] == {"unload": "faces", "version": 1}
         assert (await client.post("/models/faces/unload")).status_code == 404
 
 

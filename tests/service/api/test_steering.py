@@ -104,6 +104,12 @@ async def test_latents_come_back_and_go_in_again(real, encoding, model, name):
     )
 
 
+async def test_latents_alone_count_as_no_pictures(real):
+    before = (await real.get("/metrics")).text
+    assert (await post(real, seeds=[1, 2], **{"as": "npy"})).status_code == 200
+    assert "ganymede_images_total{" not in before and "ganymede_images_total{" not in (await real.get("/metrics")).text
+
+
 async def test_latents_as_an_npy_file(real):
     drawn = await real.parts.engine.generate("tiny-w", seeds=[1, 2], truncation=0.5)
     reply = await post(real, seeds=[1, 2], truncation=0.5, **{"as": "npy"})

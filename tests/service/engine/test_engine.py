@@ -18,6 +18,7 @@ from tinymodels import OPSET, SAMPLES_PNG, TINY_LABELS, golden_of, tiny_draft, t
 
 from service.engine.engine import Engine, EngineOptions
 from service.engine.latents import labels_from_seeds, latents_from_seeds
+from service.engine.repository import Repository
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -489,6 +490,54 @@ async def test_a_bad_new_version_leaves_the_old_one_serving(tmp_path):
             await engine.load("tiny")
         assert (await engine.generate("tiny", seeds=[1])).model == "tiny@1"
         assert list(engine.refused) == ["tiny@2"] and engine.ready
+
+
+async def test_one_version_is_unloaded_and_the_others_stay(tmp_path):
+    for version in (1, 2):
+        write_tiny(tmp_path, "tiny", version=version)
+    async with Engine(options(tmp_path, versions_kept=2)) as engine:
+        with pytest.raises(UnknownModel):
+            await engine.unload("tiny", 3)
+        await engine.unload("tiny", 1)
+        assert [model.manifest.ref for model in engine.models()] == ["tiny@2"]
+
+
+async def test_what_a_version_has_done_stays_when_it_goes(tmp_path, monkeypatch):
+    """Counters that vanish, or begin anew, hide what happened last from whoever adds them up."""
+    write_tiny(tmp_path, "tiny")
+    async with Engine(options(tmp_path)) as engine:
+        await engine.generate("tiny", seeds=[1, 2, 3])
+        await engine.load("tiny")  # in its own place
+        await engine.generate("tiny", seeds=[4])
+        found = engine.stats()["tiny@1"]
+        assert (found.rows_total, found.ended_total["answered"]) == (4, 2) and found.lanes
+        await engine.unload("tiny")
+        while engine.stats()["tiny@1"].lanes:  # noqa: ASYNC110 - it finishes what it has begun
+            await asyncio.sleep(0.01)
+        found = engine.stats()["tiny@1"]
+        assert (found.rows_total, found.queue_rows, found.row_s) == (4, 0, 0.0)
+        await engine.load("tiny")
+        assert engine.stats()["tiny@1"].rows_total == 4 and engine.stats()["tiny@1"].lanes
+        await engine.unload("tiny")
+        monkeypatch.setattr("service.engine.repository.PAST_S", -1.0)
+        while engine.stats():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_model_whose_threads_do_not_start_is_refused_and_the_others_serve(tmp_path, monkeypatch):
+    write_tiny(tmp_path, "tiny")
+    write_tiny(tmp_path, "wide")
+    real = Repository._batchers
+
+    def failing(self, prepared):
+        if prepared.manifest.name == "wide":
+            raise RuntimeError("can't start new thread")
+        return real(self, prepared)
+
+    monkeypatch.setattr(Repository, "_batchers", failing)
+    async with Engine(options(tmp_path)) as engine:
+        assert [model.manifest.name for model in engine.models()] == ["tiny"]
+        assert "can't start new thread" in engine.refused["wide@1"]
 
 
 async def test_unloading_and_loading_again(tmp_path):
