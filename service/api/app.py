@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.api import answers, edits, motion_body, motions, pages, problems, projections, routes, schemas
+from service.api import answers, described, edits, motion_body, motions, pages, problems, projections, routes, schemas
 from service.api.direct import Direct
 from service.api.fast import Front
 from service.api.guard import Guard
@@ -205,6 +205,8 @@ def _openapi(app: FastAPI, with_keys: bool) -> Callable[[], dict[str, Any]]:
             document["security"] = [{"key": []}]
         for path in document["paths"].values():
             for operation in path.values():
+                for response in operation["responses"].values():
+                    response.setdefault("headers", {}).update(described.headers(*described.EVERYWHERE))
                 reply = operation["responses"].get("422", {})
                 if "HTTPValidationError" in str(reply):
                     del operation["responses"]["422"]

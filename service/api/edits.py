@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import problems, requests
+from service.api import described, problems, requests
 from service.api.faults import raise_all
 from service.api.negotiation import Form, choose
 from service.api.parts import Parts, PartsDep
@@ -44,7 +44,9 @@ STREAMED_PX = 4_000_000
 """From so many pixels on a PNG is sent while it is made; below, it is encoded at once and has a Content-Length."""
 _TEXT = {"type": "string"}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The picture", "content": {kind: {"schema": BINARY} for kind in FORMATS.values()}},
+    200: described.answer(
+        "The picture", {kind: {"schema": BINARY} for kind in FORMATS.values()}, "X-Model", "X-Resized", "ETag"
+    ),
     **problems.responses(*ERRORS),
 }
 _FIELDS = {"image": BINARY, "model": _TEXT, "format": {"enum": list(FORMATS)}}

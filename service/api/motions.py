@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import faults, problems, requests
+from service.api import described, faults, problems, requests
 from service.api.hot import PINNED_CACHE_S
 from service.api.motion_body import (
     FPS,
@@ -60,6 +60,7 @@ SHAPES_WRITTEN = {"zip": "zip-2", "stream": "stream-2"}
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _TYPES = dict.fromkeys((*ANIMATIONS.values(), *FORMATS.values(), "application/zip", MIXED, NDJSON), _BINARY)
+_HEADERS = ("X-Model", "X-Frames", "X-Recipe", "ETag")
 _ERRORS = (
     UnknownModel, TaskNotServed, InvalidRequest, TooLarge, Overloaded, NotReady, DeadlineExceeded, RunFailed,
     faults.NotAcceptable,
@@ -94,7 +95,7 @@ _QUERY = [
     "/interpolate",
     summary="Frames on a way through key frames",
     response_class=Response,
-    responses={200: {"description": "The frames", "content": _TYPES}, **problems.responses(*_BODY_ERRORS)},
+    responses={200: described.answer("The frames", _TYPES, *_HEADERS), **problems.responses(*_BODY_ERRORS)},
     openapi_extra={
         "parameters": requests.HEADERS,
         "requestBody": {
@@ -117,7 +118,7 @@ async def interpolate(request: Request, parts: PartsDep) -> Response:
     summary="An animation by its URL",
     response_class=Response,
     responses={
-        200: {"description": "The frames", "content": _TYPES},
+        200: described.answer("The frames", _TYPES, *_HEADERS),
         304: {"description": "The client's copy is current"},
         **problems.responses(*_ERRORS),
     },

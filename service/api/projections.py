@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import problems, requests
+from service.api import described, problems, requests
 from service.api.negotiation import NPY, Form, choose_projection
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import (
@@ -97,7 +97,12 @@ def _one_of(fields: Any, name: str, allowed: tuple[str, ...]) -> str | None:
     "/project",
     summary="A latent that draws a picture",
     response_class=Response,
-    responses={200: {"description": "Latent and reconstruction", "content": _TYPES}, **problems.responses(*ERRORS)},
+    responses={
+        200: described.answer(
+            "Latent and reconstruction", _TYPES, "X-Model", "X-Space", "X-Psnr-Db", "X-Label", "X-Recipe", "ETag"
+        ),
+        **problems.responses(*ERRORS),
+    },
     openapi_extra=openapi(_PROPERTIES),
 )
 async def project(request: Request, parts: PartsDep) -> Response:

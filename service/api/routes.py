@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from service.api import answers, faults, problems
+from service.api import answers, described, faults, problems
 from service.api.direct import serve
 from service.api.hot import linked, posted
 from service.api.negotiation import NPY
@@ -65,7 +65,12 @@ _QUERY = [
     "/generate",
     summary="Draw images",
     response_class=Response,
-    responses={200: {"description": "The pictures", "content": _FORMS}, **problems.responses(*_BODY_ERRORS)},
+    responses={
+        200: described.answer(
+            "The pictures", _FORMS, "X-Model", "X-Seed", "X-Seeds", "X-Label", "X-Recipe", "X-Space", "ETag"
+        ),
+        **problems.responses(*_BODY_ERRORS),
+    },
     openapi_extra={
         "parameters": HEADERS,
         "requestBody": {
@@ -87,7 +92,7 @@ async def generate(request: Request, parts: PartsDep) -> Response:
     summary="One seeded image by its URL",
     response_class=Response,
     responses={
-        200: {"description": "The picture", "content": _IMAGES},
+        200: described.answer("The picture", _IMAGES, "X-Model", "X-Seed", "X-Label", "X-Recipe", "ETag"),
         304: {"description": "The client's copy is current"},
         **problems.responses(*_ERRORS),
     },

@@ -218,6 +218,24 @@ async def test_grids_and_zips_of_mixes(real):
     ]
 
 
+async def test_the_document_names_the_headers_of_answers(real):
+    document = (await real.get("/openapi.json")).json()
+    asked = [
+        ("/generate", "post", {"seed": 1}, 200),
+        ("/generate", "post", {"seeds": "1-2", "as": "npy"}, 200),
+        ("/generate", "post", {"mix": [{"seed": 1}, {"seed": 2}], "format": "png"}, 200),
+        ("/generate", "post", {"seed": -1}, 422),
+        ("/interpolate", "post", {"seeds": "1,2", "frames": 2}, 200),
+    ]
+    for path, method, body, status in asked:
+        reply = await real.request(method, path, json={"model": "tiny-w", **body})
+        assert reply.status_code == status
+        named = {name.lower() for name in document["paths"][path][method]["responses"][str(status)]["headers"]}
+        own = {name for name in reply.headers if name.startswith("x-")} - {"x-content-type-options"}
+        own |= {"etag", "server-timing", "traceparent"} & set(reply.headers)
+        assert len(own) >= 3 and own <= named, own - named
+
+
 async def test_etags_tell_steerings_apart(real):
     bodies = [{"seed": 3}, *STEERED, {"seed": 3, "directions": {"sefa_1": 2.0}}, {"seed": 3, "noise": "none"}]
     tags = [(await post(real, **body)).headers["etag"] for body in bodies]
