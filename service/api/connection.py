@@ -58,7 +58,7 @@ class BoundedConnection(HttpToolsProtocol):
     _passing = False  # the parser sees bytes that lie where they belong already
     _idle_from_s: float | None = None  # the loop's time of the last answer, while no request is under way
 
-    _hosts_wrong = False
+    _wrong: tuple[int, str] | None = None  # with the head that was read last
     _head_bytes = 0
     _in_head = True  # between two requests too
     _begun = False  # the head's first byte is here
@@ -149,11 +149,11 @@ class BoundedConnection(HttpToolsProtocol):
         """The head is whole; what follows is a body, which has limits of its own.
 
         Raises:
-            ValueError: there is no Host, or there are two, of which others might believe the other; the parser ends.
+            ValueError: it cannot be served; the parser ends, and `send_400_response` says why.
         """
-        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
-            self._hosts_wrong = True
-            raise ValueError("Host")
+        self._wrong = self._what_is_wrong()
+        if self._wrong is not None:
+            raise ValueError(self._wrong[1])
         self._head_bytes, self._in_head, self._begun = 0, False, False
         self._stop_waiting()
         if self._front is None:
@@ -164,6 +164,18 @@ class BoundedConnection(HttpToolsProtocol):
         if self._hot is None:
             self._begin_cycle()
             self._offer_intake()
+
+    def _what_is_wrong(self) -> tuple[int, str] | None:
+        """With a head that the parser takes: status and detail."""
+        names = [name for name, _ in self.headers]
+        if names.count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+            # Of two, whoever stands before this server might believe the other.
+            return 400, "an HTTP/1.1 request has exactly one Host header (RFC 9112, 3.2)"
+        if b"transfer-encoding" in names:
+            codings = (Headers(self.headers).joined(b"transfer-encoding") or "").lower()
+            if codings.strip() != "chunked":
+                return 501, f"transfer-encoding is {codings[:60]!r}; only 'chunked' is read (RFC 9112, 6.1)"
+        return None
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -329,8 +341,8 @@ class BoundedConnection(HttpToolsProtocol):
         """What came is not HTTP, or more of it than the parser takes."""
         if len(getattr(self, "url", b"")) >= URL_MAX_BYTES:
             self._refuse(431, TOO_LONG)
-        elif self._hosts_wrong:
-            self._refuse(400, "an HTTP/1.1 request has exactly one Host header (RFC 9112, 3.2)")
+        elif self._wrong is not None:
+            self._refuse(*self._wrong)
         else:
             self._refuse(400, "what came is not an HTTP/1.1 request: its line, a header or its framing is malformed")
 

@@ -83,7 +83,14 @@ def test_every_problem_is_told():
     rows = re.findall(r"^\| (\d+) \| `([^`]+)` \|", section, re.MULTILINE)
     assert {(int(status), code) for status, code in rows} == {
         (kind.status, kind.code) for kind in problems.KINDS.values()
-    } | {(400, "bad-request"), (404, "not-found"), (405, "method-not-allowed"), (408, "request-timeout"), (431, LONG)}
+    } | {
+        (400, "bad-request"),
+        (501, "not-implemented"),
+        (404, "not-found"),
+        (405, "method-not-allowed"),
+        (408, "request-timeout"),
+        (431, LONG),
+    }
 
 
 def test_every_setting_is_told_with_its_default():

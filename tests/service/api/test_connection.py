@@ -132,6 +132,15 @@ async def test_a_request_has_one_host(hosts):
         assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
 
 
+async def test_codings_that_are_not_read_are_refused_and_not_taken_for_plain_bytes():
+    async with connected() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        assert "only 'chunked' is read" in problem(await reader.read(), 501)["detail"]
+    async with connected() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        assert await answer(reader) == b"3"
+
+
 async def test_a_line_that_is_too_long_is_refused_as_a_head_is():
     async with connected() as (reader, writer):
         writer.write(b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")
