@@ -159,5 +159,5 @@ def find_weights(data_root: str) -> None:
 def _pair_options(recipe: Recipe, seed: int) -> PairOptions:
     return PairOptions(
         size=recipe.size, load_size=recipe.load_size, scale=recipe.scale, degradation=recipe.degradation,
-        mirror=recipe.mirror, shrink=recipe.shrink, seed=seed,
+        mirror=recipe.mirror, rotate=recipe.rotate, shrink=recipe.shrink, seed=seed,
     )  # fmt: skip

@@ -22,7 +22,7 @@ READ_OUTSIDE = frozenset({
     "clip",
 })  # fmt: skip
 """What trainers and data sets read, whichever the family."""
-READ_OF_PAIRS = frozenset({"scale", "degradation", "load_size", "shrink", "downsamplings"})
+READ_OF_PAIRS = frozenset({"scale", "degradation", "load_size", "shrink", "downsamplings", "rotate"})
 """What they read, too, of a family of images from images."""
 
 
@@ -188,6 +188,8 @@ class Recipe:
     """The half-life is at most this fraction of the images seen, so early averages are not stuck at the start."""
     mirror: bool = False
     """Flip images left to right at random. Right for faces and landscapes, wrong for digits and letters."""
+    rotate: bool = False
+    """Turn pairs by quarter turns, too: for super-resolution, where any side may be up. Square crops alone."""
     augment: str = ""
     """For fewer than ~10,000 images: DiffAugment, e.g. `color,translation,cutout` (arXiv:2006.10738), or `ada`
     (arXiv:2006.06676), which turns itself up and down."""

@@ -40,6 +40,7 @@ class Cut:
     Attributes:
         size: side of the target's crop, px; 0 takes the whole image.
         mirror: flip left to right in half of the cases.
+        rotate: turn by a random number of quarter turns: for pictures of which any side may be up.
         shrink: at most this factor smaller first, at random: 2 shows things at half their size, too. Clean images of
             unlike sharpness come out of one set so.
     """
@@ -47,6 +48,7 @@ class Cut:
     size: int
     mirror: bool = False
     shrink: float = 1.0
+    rotate: bool = False
 
     def __call__(self, images: Sequence[Images], random: np.random.Generator, scale: int = 1) -> list[Images]:
         """Crops of images [H, W, C]; the first may be `scale` times smaller than the others, then cut on its grid."""
@@ -67,6 +69,9 @@ class Cut:
                 images = [resized(np.ascontiguousarray(image), self.size, self.size) for image in images]
         if self.mirror and random.random() < 0.5:
             images = [image[:, ::-1] for image in images]
+        if self.rotate:
+            turns = int(random.integers(4))
+            images = [np.rot90(image, turns) for image in images]
         return [np.ascontiguousarray(image) for image in images]
 
 

@@ -55,7 +55,7 @@ class PairOptions:
         load_size: side to which images are brought first; 0 is a prepared set's own, else `size`.
         scale: target side over source side.
         degradation: makes the sources from clean images; "" reads pairs.
-        mirror, shrink: see Cut.
+        mirror, rotate, shrink: see Cut.
         seed: of crops and damage.
     """
 
@@ -64,6 +64,7 @@ class PairOptions:
     scale: int = 1
     degradation: str = ""
     mirror: bool = False
+    rotate: bool = False
     shrink: float = 1.0
     seed: int = 0
 
@@ -110,7 +111,11 @@ def _degraded(
     if kind.unseen:
         unseen = DegradedPairs(images.test, degradation(kind.unseen), Cut(0), scale=options.scale, seed=options.seed)
     train = DegradedPairs(
-        images.train, kind, Cut(options.size, options.mirror, options.shrink), scale=options.scale, seed=options.seed
+        images.train,
+        kind,
+        Cut(options.size, options.mirror, options.shrink, options.rotate),
+        scale=options.scale,
+        seed=options.seed,
     )
     return PairSet(
         f"{images.name}, {kind.name}", train, test, unseen, False, images.license, images.source, images.fingerprint
@@ -142,7 +147,7 @@ def _unpaired(
              test_fraction=test_fraction, report=report)
         for part in parts
     )  # fmt: skip
-    cut = Cut(options.size, options.mirror, options.shrink)
+    cut = Cut(options.size, options.mirror, options.shrink, options.rotate)
     mark = hashlib.sha256(f"{a.fingerprint} {b.fingerprint}".encode()).hexdigest()
     terms = a.license if a.license == b.license else f"{a.license}; {b.license}"
     return PairSet(
@@ -171,7 +176,7 @@ def _stored(
         raise BadFiles(f"strict: not every file is usable as it is\n{found.text()}")
     if report is not None:
         report(found)
-    cut = Cut(options.size, options.mirror, options.shrink)
+    cut = Cut(options.size, options.mirror, options.shrink, options.rotate)
     test = StoredPairs(sources[out], targets[out], Cut(0), seed=options.seed) if out.any() else None
     train = StoredPairs(sources[~out], targets[~out], cut, seed=options.seed)
     name, mark = source.resolve().name, hashlib.sha256("".join(digests).encode()).hexdigest()

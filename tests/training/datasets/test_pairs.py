@@ -42,6 +42,19 @@ def test_both_sides_are_cropped_and_mirrored_alike():
         np.testing.assert_array_equal(source, 255 - target)
 
 
+def test_quarter_turns_turn_both_sides_and_all_four_happen():
+    whole = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(1, 16, 16, 3)
+    small = whole[:, ::2, ::2]
+    pairs = StoredPairs(small, whole, Cut(16, rotate=True))
+    found = set()
+    for turn in range(40):
+        sources, targets = pairs.draw(np.array([0]), np.array([turn]))
+        turns = next(turns for turns in range(4) if np.array_equal(targets[0], np.rot90(whole[0], turns)))
+        assert np.array_equal(sources[0], np.rot90(small[0], turns))
+        found.add(turns)
+    assert found == {0, 1, 2, 3}
+
+
 def test_crops_of_pairs_of_unlike_size_lie_on_the_smaller_ones_grid():
     small = images(4, 8)
     large = small.repeat(3, axis=1).repeat(3, axis=2)
