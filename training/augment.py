@@ -17,10 +17,14 @@ from training.recipe import RecipeError
 
 
 def color(x: Tensor) -> Tensor:
-    """Brightness +-0.5, saturation 0 to 2, contrast 0.5 to 1.5 per image. x [N, C, H, W] in [-1, 1]."""
-    n = len(x)
+    """Brightness +-0.5, saturation 0 to 2, contrast 0.5 to 1.5 per image. x [N, C, H, W] in [-1, 1].
+
+    Several images on top of each other, as a pyramid's discriminator sees them, have each its own grey.
+    """
+    n, channels = x.shape[:2]
     x = x + (torch.rand(n, 1, 1, 1, device=x.device) - 0.5)
-    grey = x.mean(dim=1, keepdim=True)
+    colours = 1 if channels % 3 else 3
+    grey = x.unflatten(1, (-1, colours)).mean(dim=2).repeat_interleave(colours, dim=1)
     x = grey + (x - grey) * (torch.rand(n, 1, 1, 1, device=x.device) * 2)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (x - mean) * (torch.rand(n, 1, 1, 1, device=x.device) + 0.5)

@@ -26,7 +26,7 @@ from training.family import Family
 from training.features import FeaturesUnavailable
 from training.losses import OBJECTIVES, with_objective
 from training.monitors import watchers
-from training.pairruns import pair_trainer, say_report
+from training.pairruns import find_weights, pair_trainer, say_report
 from training.projectionruns import encoder_run, project_run
 from training.recipe import Recipe, RecipeError
 from training.runlog import RunLog, write_atomically
@@ -166,6 +166,8 @@ def _image_trainer(
         report=say_report,
     )  # fmt: skip
     recipe = _fitted(recipe, family, data)
+    if recipe.feature_weight:
+        find_weights(args.data_root)
     log = RunLog(Path(args.run))
     trainer = Trainer(
         family, recipe, data.train, data.train_labels if recipe.classes else None, log, options,
@@ -255,6 +257,8 @@ def _recolour(argv: Sequence[str]) -> int:
     run = exporting.read_run(Path(args.run), args.checkpoint)
     if not run.recipe.palette:
         raise RecipeError("palette is 0: this generator has no palette whose colours could be fitted")
+    if run.recipe.classes:
+        raise RecipeError(f"classes is {run.recipe.classes}: colours are fitted to generators without classes alone")
     data, started = _data_of(run, args), time.monotonic()
     generator = fitted(
         run.nets["generator"], run.recipe.latent_dim, data.train, steps=args.steps, seed=run.facts["seed"], say=print

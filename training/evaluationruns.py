@@ -23,6 +23,7 @@ from training.latentspace import LatentSpace
 from training.pairruns import evaluate_pairs, find_weights
 from training.recipe import Recipe, RecipeError
 from training.runlog import write_atomically
+from training.sampler import labels_like
 from training.trainer import generate
 from training.unrounded import ExportedGenerator
 
@@ -110,25 +111,16 @@ def _judged(
     if count <= NEIGHBOURS:
         need = f"more than {NEIGHBOURS} --samples and {2 * NEIGHBOURS + 1} held-out images"
         raise DataError(f"needs {need}; there are {args.samples} and, in {data.name}, {len(data.test)}")
-    labels = _labels(count, data, recipe.classes) if recipe.classes else None
+    labels = None
+    if recipe.classes:
+        assert data.train_labels is not None  # a conditional run's data has them
+        labels = labels_like(count, data.train_labels, recipe.classes)
     return report(
         generate(generator, recipe, range(count), labels), data,
         untrained=_untrained(family, recipe, seed, count, labels), samples=args.samples, labels=labels, cache=cache,
         path_lengths=_path_lengths(generator, recipe, args.data_root),
         say=lambda line: print(line, file=sys.stderr),
     ).document()  # fmt: skip
-
-
-def _labels(count: int, data: ImageSet, classes: int) -> np.ndarray:
-    """Classes [count] int64 to draw, as often as the training images have them: a set in which one is rare would be
-    held against drawings in which none is."""
-    assert data.train_labels is not None  # a conditional run's data has them
-    shares = np.bincount(data.train_labels, minlength=classes)
-    if (shares == shares[0]).all():
-        return np.arange(count, dtype=np.int64) % classes
-    ordered = np.sort(data.train_labels)
-    picked = ordered[((np.arange(count) + 0.5) * len(ordered) / count).astype(np.int64)]
-    return np.random.RandomState(0).permutation(picked).astype(np.int64)
 
 
 def _path_lengths(generator: nn.Module, recipe: Recipe, data_root: str) -> Mapping[str, float]:

@@ -86,7 +86,10 @@ def read_run(directory: Path, which: str = "last") -> TrainedRun:
     path, facts_path = directory / f"{which}.pt", directory / "recipe.json"
     if not facts_path.is_file():
         raise checkpoint.CheckpointError(f"{directory}: no run there (recipe.json is missing)")
-    facts = json.loads(facts_path.read_text())
+    try:
+        facts = json.loads(facts_path.read_text())
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{facts_path}: unreadable ({error})") from None
     state = checkpoint.load(path)
     if state["family"] not in FAMILIES:
         raise checkpoint.CheckpointError(f"{path}: family {state['family']!r} is none of {', '.join(FAMILIES)}")
@@ -94,7 +97,8 @@ def read_run(directory: Path, which: str = "last") -> TrainedRun:
     nets = family.nets(recipe)
     nets.load_state_dict(state["nets"])
     nets["generator"].load_state_dict(state["ema"])
-    if family.pairing == "none":
+    # An autoencoder's decoder has met encoded images alone: random latents would give its norms other statistics.
+    if family.pairing == "none" and recipe.objective != "elbo":
         recompute_statistics(nets["generator"], recipe)
     nets.eval().requires_grad_(False)
     before = facts.get("started_from") or {"images": 0, "seconds": 0.0}

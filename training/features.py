@@ -104,7 +104,8 @@ def load_lite0() -> nn.Module:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise FeaturesUnavailable(f"{path.name}: sha256 is {digest}, want {WEIGHTS_SHA256}")
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    with torch.random.fork_rng(devices=[]):  # weights are drawn and overwritten: a run's own stream must not move
+        network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return _quickened(network.eval().requires_grad_(False))
 

@@ -165,6 +165,10 @@ class ConvGenerator(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
+        if recipe.generator_norm == "instance":
+            raise RecipeError(
+                "generator_norm is 'instance', which families that draw from latents do not have: batch or none"
+            )
         self.start, doublings = octaves(recipe.size)
         channels = channel_plan(recipe.generator_width, doublings + 1, recipe.max_channels)
         bias = recipe.generator_norm == "none"

@@ -75,14 +75,16 @@ OBJECTIVES: Mapping[str, AdversarialObjective] = {
         discriminator=_wasserstein_critic,
         generator=_wasserstein_generator,
         # The paper's settings: momentum made its critic unstable, so RMSProp.
-        changes={**_UNPENALISED, "clip": 0.01, "discriminator_steps": 5, "optimiser": "rmsprop", "learning_rate": 5e-5},
+        changes={**_UNPENALISED, "clip": 0.01, "discriminator_steps": 5, "optimiser": "rmsprop", "learning_rate": 5e-5,
+                 "discriminator_learning_rate": 0.0},
     ),
     "wasserstein_gp": AdversarialObjective(
         discriminator=_wasserstein_critic,
         generator=_wasserstein_generator,
         # Two critic steps rather than the paper's five: on CPU the generator's turns are the cheap ones.
         changes={**_UNPENALISED, "gp_lambda": 10.0, "discriminator_steps": 2, "discriminator_norm": "none",
-                 "minibatch_stddev": False, "optimiser": "adam", "learning_rate": 1e-4, "beta1": 0.0, "beta2": 0.9},
+                 "minibatch_stddev": False, "optimiser": "adam", "learning_rate": 1e-4,
+                 "discriminator_learning_rate": 0.0, "beta1": 0.0, "beta2": 0.9},
     ),
     "relativistic": AdversarialObjective(
         discriminator=lambda real, fake: F.softplus(fake - real).mean(),
@@ -179,7 +181,9 @@ def two_player_loss(phase: str, nets: nn.ModuleDict, batch: Batch, recipe: Recip
     terms = {"generator": objective.generator(real, fake), **_classified(nets, batch.augment(images), batch, recipe)}
     if recipe.feature_weight:
         terms["features"] = -recipe.feature_weight * _heads(nets)(batch.augment(images)).float().mean()
-    stats = {"saturation": fake.detach().sigmoid().mean(), "diversity": _diversity(images.detach(), batch.real)}
+    stats = {"saturation": fake.detach().sigmoid().mean()}
+    if len(images) > 1:  # one alone does not vary
+        stats["diversity"] = _diversity(images.detach(), batch.real)
     return Losses(terms, stats)
 
 

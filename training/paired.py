@@ -12,7 +12,26 @@ from torch import Tensor, nn
 from training import perceptual
 from training.family import Batch, Losses, Phase
 from training.losses import OBJECTIVES, r1_penalty
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError
+
+
+def refuse_penalties(recipe: Recipe, name: str, *known: str) -> None:
+    """Refuse gradient penalties that a family does not compute, which would be missing in silence.
+
+    Args:
+        name: the family's.
+        known: fields of those that it does compute.
+
+    Raises:
+        RecipeError: naming the field.
+    """
+    for field in ("r1_gamma", "r2_gamma", "gp_lambda"):
+        if field not in known and getattr(recipe, field) and recipe.adversarial_weight:
+            has = f"it has {' and '.join(known)}" if known else "it has none"
+            raise RecipeError(
+                f"{field} is {getattr(recipe, field)}, a penalty that {name} does not compute ({has}): train it with"
+                f" another objective, or set {field}=0"
+            )
 
 
 def paired_phases(recipe: Recipe) -> Sequence[Phase]:

@@ -12,7 +12,7 @@ import numpy as np
 from training import export as exporting
 from training import perceptual
 from training.datasets import DataError, DataReport, PairOptions, PairSet, load_pairs
-from training.datasets.pairs import Pairs, examples
+from training.datasets.pairs import Pairs, UnpairedSets, examples
 from training.datasets.prepared import write_npz
 from training.evaluation.classical import answers
 from training.evaluation.pairwise import PairReport, PairRow, compare_all, quick
@@ -131,7 +131,9 @@ def _table(
 
 def _unpaired_tables(run: exporting.TrainedRun, pairs: Pairs, count: int) -> dict[str, list[PairRow]]:
     """Each direction's outputs against the other set, beside the untouched inputs; then what the cycle gives back."""
-    a, b = examples(pairs, count)
+    assert isinstance(pairs, UnpairedSets)
+    # Each image once: those that were drawn twice would lie nearer to themselves than others do.
+    a, b = (examples(UnpairedSets(side, side, pairs.cut, seed=pairs.seed), count)[0] for side in pairs.both)
     generator, multiple = run.nets["generator"], 2**run.recipe.downsamplings
     tables = {}
     cycles: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -66,7 +66,8 @@ def load_vgg(blocks: int = len(BLOCKS), path: Path | None = None) -> Vgg:
     Raises:
         FeaturesUnavailable: the weights are not prepared here.
     """
-    network = Vgg(blocks)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn and overwritten: a run's own stream must not move
+        network = Vgg(blocks)
     with np.load(_found(path)) as weights:
         for b, block in enumerate(network.blocks, start=1):
             state = {

@@ -45,7 +45,8 @@ class EqualConv2d(nn.Conv2d):
 
     With `up` it doubles the sides first, by `resample`: `nearest`, or `bilinear` (arXiv:1812.04948, section 2). The
     latter is a transposed convolution and a blur: two linear maps that commute, so the wide one runs at the low
-    resolution and costs a quarter.
+    resolution and costs a quarter. Pixels land half an output pixel further up and left than in between; the
+    convolutions learn around that.
     """
 
     def __init__(

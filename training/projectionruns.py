@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.engine.latents import latents_from_seeds
 from training import export as exporting
 from training.arguments import count
 from training.datasets import DataError, ImageSet
+from training.datasets.decode import Refused, decode
+from training.datasets.resize import fit
 from training.layers import from_pixels, to_pixels
 from training.projection import (
     BATCH,
@@ -122,15 +123,13 @@ def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
         DataError: missing, or no picture.
     """
     try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as a picture ({error})") from None
-    flat = Image.new("RGB", upright.size, "white")
-    flat.paste(upright, mask=upright.getchannel("A"))
-    fitted = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(fitted if channels == 3 else fitted.convert("L"))
-    return pixels.reshape(size, size, channels).copy()
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return fit(decode(raw).image, size, channels).copy()
+    except Refused as refused:
+        raise DataError(f"{path}: cannot be read as a picture ({refused.kind})") from None
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ Objective = Literal[
 READ_OUTSIDE = frozenset({
     "name", "notes", "size", "channels", "classes", "latent_dim", "imitation_kimg", "head_start_kimg", "optimiser",
     "learning_rate", "discriminator_learning_rate", "beta1", "beta2", "decay_from", "decay_to", "batch_size",
-    "microbatch", "total_kimg", "ema_kimg", "ema_rampup", "mirror", "augment", "ada_kimg", "ada_target", "precision",
+    "microbatch", "total_kimg", "ema_kimg", "ema_rampup", "mirror", "precision",
     "clip",
 })  # fmt: skip
 """What trainers and data sets read, whichever the family."""
@@ -229,7 +229,15 @@ class Recipe:
         Raises:
             RecipeError: naming the field and what would be right.
         """
-        for name in ("size", "channels", "latent_dim", "generator_width", "discriminator_width", "batch_size"):
+        for name in (
+            "size",
+            "channels",
+            "latent_dim",
+            "generator_width",
+            "discriminator_width",
+            "max_channels",
+            "batch_size",
+        ):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.channels not in (1, 3):

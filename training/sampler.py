@@ -1,5 +1,6 @@
 """Which training images come next: shuffled anew each epoch, the same for the same seed, resumable anywhere."""
 
+import numpy as np
 import torch
 
 
@@ -28,7 +29,7 @@ class Sampler:
         while wanted:
             epoch, position = divmod(self.shown, self.count)
             if epoch != self._epoch:
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
                 self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
             part = self._order[position : position + wanted]
             parts.append(part)
@@ -52,3 +53,14 @@ class Sampler:
                 f"this run has {self.count} with seed {self.seed}"
             )
         self.shown = state["shown"]
+
+
+def labels_like(count: int, trained: np.ndarray, classes: int) -> np.ndarray:
+    """Classes [count] int64 to draw, as often as training labels [N] have them: a set in which one is rare would be
+    held against drawings in which none is."""
+    shares = np.bincount(trained, minlength=classes)
+    if (shares == shares[0]).all():
+        return np.arange(count, dtype=np.int64) % classes
+    ordered = np.sort(trained)
+    picked = ordered[((np.arange(count) + 0.5) * len(ordered) / count).astype(np.int64)]
+    return np.random.RandomState(0).permutation(picked).astype(np.int64)

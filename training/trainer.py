@@ -21,7 +21,7 @@ from training.layers import from_pixels, to_pixels
 from training.prefetch import drawn_ahead
 from training.recipe import READ_OF_PAIRS, READ_OUTSIDE, Recipe, RecipeError
 from training.runlog import Event, RunLog
-from training.sampler import Sampler
+from training.sampler import Sampler, labels_like
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.monotonic, "cpu": time.process_time}
 Evaluate = Callable[[np.ndarray], Mapping[str, float]]
@@ -195,6 +195,10 @@ class Trainer:
         self.iteration += 1
         return stats
 
+    def _noticed(self, images: Tensor) -> Tensor:
+        self.read |= {"augment", "ada_kimg", "ada_target"}
+        return self.augment(images)
+
     def _say_unread(self, fields: Sequence[str]) -> None:
         for name in fields:
             value = getattr(self.recipe, name)
@@ -240,7 +244,7 @@ class Trainer:
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
         size = self.recipe.microbatch or len(real)
-        recipe = self._shown
+        recipe, augment = self._shown, self._noticed if self._waiting else self.augment
         self._waiting.discard(phase.name)
         chunks = len(real) // size
         # Tensors until the end: every number that is read waits for all that a GPU has still to do.
@@ -249,7 +253,7 @@ class Trainer:
             rows = slice(start, start + size)
             z = torch.randn(size, 0 if source is not None else self.recipe.latent_dim).to(self.device)
             part = None if source is None else source[rows]
-            batch = Batch(real[rows], z, None if labels is None else labels[rows], self.augment, part)
+            batch = Batch(real[rows], z, None if labels is None else labels[rows], augment, part)
             bf16 = self.recipe.precision == "bf16" and phase.autocast
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 losses = self.family.loss(phase.name, self.nets, batch, recipe)
@@ -328,8 +332,8 @@ class Trainer:
     def _evaluate(self, evaluate: Evaluate) -> None:
         count = self.options.evaluate_samples
         labels = None
-        if self.recipe.classes:
-            labels = np.arange(count, dtype=np.int64) % self.recipe.classes
+        if self.recipe.classes and self.labels is not None:
+            labels = labels_like(count, self.labels, self.recipe.classes)
         if self.judged is not None:
             images = translate(self.ema, self.judged, 2**self.recipe.downsamplings)
         else:

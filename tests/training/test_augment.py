@@ -186,5 +186,19 @@ def test_reals_and_fakes_are_augmented_alike(tmp_path):
     spied = spying(FAMILIES["gan"], lambda phase, nets, batch: seen.append(batch.augment))
     trainer = tiny_trainer(tmp_path, spied, shrunk("gan", augment="ada,color"))
     trainer.step()
+    assert len(set(seen)) == 1, "what notices that it is called, in the first iteration"
+    seen.clear()
+    trainer.step()
     assert seen and all(augment is trainer.augment for augment in seen)
     assert trainer.augment.adaptive is trainer.augment.steps[0]
+
+
+def test_images_on_top_of_each_other_have_each_its_own_grey():
+    """A grey image has no saturation, joined to another or not: what changes is brightness and contrast alone."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 2, 8, 8)
+    y = color(x)
+    before, after = ((one - one.mean(dim=(1, 2, 3), keepdim=True)).flatten(1) for one in (x, y))
+    ratios = after / before
+    assert (ratios.std(dim=1) < 1e-3 * ratios.mean(dim=1).abs()).all(), "one factor for both, for all pixels"
+    assert ratios.mean(dim=1).min() >= 0.499 and ratios.mean(dim=1).max() <= 1.501

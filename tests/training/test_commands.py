@@ -2,7 +2,6 @@
 
 import json
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from tinytraining import differing
 
-from training import checkpoint, commands, evaluationruns
+from training import checkpoint, commands
 from training.__main__ import COMMANDS, main
 from training.datasets import ImageSet, prepared
 from training.families import FAMILIES
@@ -261,17 +260,6 @@ def figures(table):
     """A table's numbers by the first cell of their row."""
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
     return {line[0]: [float(cell) for cell in line[1:]] for line in lines}
-
-
-def test_classes_are_drawn_as_often_as_they_occur():
-    def labels(count, shares):
-        given = np.repeat(np.arange(len(shares)), shares).astype(np.int64)
-        return evaluationruns._labels(count, replace(NO_IMAGES, train_labels=given), len(shares))
-
-    assert labels(7, [5, 5, 5]).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    rare = labels(100, [60, 30, 10])
-    assert np.bincount(rare).tolist() == [60, 30, 10] and rare.tolist() != sorted(rare)
-    assert np.bincount(labels(11, [1, 0, 9]), minlength=3).tolist() == [1, 0, 10]
 
 
 def test_a_model_that_draws_nothing_is_not_evaluated(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training import features
-from training.features import FeaturesUnavailable, Lite0Features
+from training.features import FeaturesUnavailable, Lite0Features, load_lite0
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,11 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(FeaturesUnavailable, match="sha256"):
         Lite0Features()(images(1, 8, 1))
+
+
+def test_loading_a_network_leaves_the_runs_own_stream_alone():
+    """A resumed run loads it at another moment, and must draw the same numbers all the same."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_lite0.__wrapped__() if hasattr(load_lite0, "__wrapped__") else load_lite0()
+    assert torch.equal(torch.get_rng_state(), before)

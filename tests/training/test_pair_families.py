@@ -322,3 +322,19 @@ def test_noise_on_what_goes_back_costs_what_was_hidden(tmp_path):
     batch = Batch(images, torch.zeros(4, 0), source=images)
     stats = FAMILIES["cyclegan"].loss("generator", trainer.nets, batch, recipe).stats
     assert float(stats["cycle_error_a2b"]) == pytest.approx(0.2 * (2 / torch.pi) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "says"),
+    [
+        ("pix2pix", {"r2_gamma": 0.2}, "r2_gamma is 0.2, a penalty that pix2pix does not compute"),
+        ("pix2pix", {"gp_lambda": 10.0}, "gp_lambda"),
+        ("srgan", {"r2_gamma": 0.2}, "r2_gamma"),
+        ("cyclegan", {"r1_gamma": 0.2}, "it has none"),
+    ],
+)
+def test_penalties_that_would_be_missing_are_refused(family, changes, says):
+    recipe = FAMILIES[family].recipes["modern"].replaced(adversarial_weight=1.0, **changes)
+    with pytest.raises(RecipeError, match=says):
+        FAMILIES[family].nets(recipe)
+    FAMILIES[family].nets(recipe.replaced(adversarial_weight=0.0))

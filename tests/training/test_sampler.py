@@ -1,11 +1,12 @@
 """Order of images: fair, fresh each epoch, resumable anywhere."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.sampler import Sampler
+from training.sampler import Sampler, labels_like
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 60), seed=st.integers(0, 2**32 - 1))
@@ -67,3 +68,15 @@ def test_global_randomness_is_left_alone():
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="count is 0"):
         Sampler(0, 4, 0)
+
+
+def test_any_seed_that_a_run_may_have_shuffles():
+    sampler = Sampler(10, 4, 2**63 - 1)
+    assert sorted(torch.cat([sampler.next() for _ in range(5)]).tolist()) == sorted([*range(10), *range(10)])
+
+
+def test_classes_are_drawn_as_often_as_they_occur():
+    trained = np.array([0] * 60 + [1] * 30 + [2] * 10)
+    drawn = labels_like(50, trained, 3)
+    assert np.bincount(drawn).tolist() == [30, 15, 5] and drawn[:10].tolist() != sorted(drawn[:10].tolist())
+    assert labels_like(6, np.array([0, 1, 2] * 5), 3).tolist() == [0, 1, 2, 0, 1, 2]

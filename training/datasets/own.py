@@ -69,7 +69,9 @@ def held_out(digests: Sequence[str], fraction: float) -> NDArray[np.bool_]:
     """
     values = np.array([int(digest[:12], 16) / 16**12 for digest in digests])
     out = values < fraction
-    if len(values) > 1 and fraction > 0:
+    if len(values) == 1:
+        out[:] = False
+    elif fraction > 0:
         if not out.any():
             out[np.argmin(values)] = True
         elif out.all():

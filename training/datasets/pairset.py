@@ -19,7 +19,7 @@ from training.datasets.imageset import ROOT, load
 from training.datasets.own import held_out
 from training.datasets.pairs import Cut, DegradedPairs, Pairs, StoredPairs, UnpairedSets
 from training.datasets.report import PAIR_FOLDERS, DataReport
-from training.datasets.resize import fit
+from training.datasets.resize import fit_pair
 
 Images = NDArray[np.uint8]
 Pairing = Literal["none", "paired", "unpaired"]
@@ -167,10 +167,10 @@ def _stored(
     if side % options.scale:
         raise DataError(f"load_size is {side}, must be a multiple of the scale {options.scale}")
     with items(source, found) as files:
-        sources, targets, digests = _read_pairs(files, side // options.scale, side, found)
+        sources, targets, digests, originals = _read_pairs(files, side // options.scale, side, found)
     if not digests:
         raise NothingUsable(f"{source} holds no usable pair\n{found.text()}")
-    out = held_out(digests, test_fraction)
+    out = held_out(originals, test_fraction)
     found.train, found.test, found.used = int((~out).sum()), int(out.sum()), len(digests)
     if strict and not found.clean:
         raise BadFiles(f"strict: not every file is usable as it is\n{found.text()}")
@@ -185,25 +185,31 @@ def _stored(
 
 def _read_pairs(
     files: list[Item], source_side: int, target_side: int, report: DataReport
-) -> tuple[Images, Images, list[str]]:
-    """Sources, targets and digests, in the order of the digests: names decide what belongs together, nothing else."""
+) -> tuple[Images, Images, list[str], list[str]]:
+    """Sources, targets, their digests, and those of the targets as they came, in the order of the digests.
+
+    Names decide what belongs together, nothing else. By the target as it came a pair is held out or not: at whatever
+    size it is trained, and with all inputs of that target.
+    """
     pairs: dict[str, tuple[Images, Images]] = {}
+    originals: dict[str, str] = {}
     for name, source, target in _matched(files, report):
         try:
             one, two = _halves(source) if target is None else (_image(source), _image(target))
         except Refused as refused:
             report.leave_out(refused.kind, name)
             continue
-        pair = fit(one, source_side, 3), fit(two, target_side, 3)
+        pair = fit_pair(one, two, source_side, target_side)
         digest = hashlib.sha256(b"".join(part.tobytes() for part in pair)).hexdigest()
         if digest in pairs:
             report.leave_out("duplicate", name)
         pairs.setdefault(digest, pair)
+        originals.setdefault(digest, hashlib.sha256(f"{two.size} ".encode() + two.tobytes()).hexdigest())
     digests = sorted(pairs)
     if not digests:
-        return np.empty(0, np.uint8), np.empty(0, np.uint8), []
+        return np.empty(0, np.uint8), np.empty(0, np.uint8), [], []
     sources, targets = (np.stack([pairs[digest][side] for digest in digests]) for side in (0, 1))
-    return sources, targets, digests
+    return sources, targets, digests, [originals[digest] for digest in digests]
 
 
 def _matched(files: list[Item], report: DataReport) -> list[tuple[str, Item, Item | None]]:

@@ -28,6 +28,26 @@ def fit(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8).reshape(size, size, channels)
 
 
+def fit_pair(
+    one: Image.Image, two: Image.Image, one_size: int, two_size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The central square of two pictures of the same thing, RGB [size, size, 3] each.
+
+    It is cut from the first, at whole pixels, and from the second at the same place, whatever their ratio is: cut on
+    their own, a picture and its enlargement would lie up to a pixel apart.
+    """
+    side = min(one.size)
+    left, top = (one.width - side) // 2, (one.height - side) // 2
+    across, down = two.width / one.width, two.height / one.height
+    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    cut = two.convert("RGB")
+    if all(edge == round(edge) for edge in box) and box[2] - box[0] == box[3] - box[1] == two_size:
+        cut = cut.crop(box)
+    else:
+        cut = cut.resize((two_size, two_size), Image.Resampling.LANCZOS, box=box)
+    return fit(one, one_size, 3), np.asarray(cut, np.uint8)
+
+
 def fit_all(images: NDArray[Any], size: int, channels: int) -> NDArray[np.uint8]:
     """Resize uint8 [N, H, W, 1 or 3] to uint8 [N, size, size, channels]; returned as it is when nothing changes."""
     if images.shape[1:] == (size, size, channels):

@@ -15,6 +15,7 @@ from training import translators
 from training.family import Batch, ExportSpec, Family, Losses, Phase
 from training.imagelayers import PatchDiscriminator, export_translate
 from training.losses import OBJECTIVES
+from training.paired import refuse_penalties
 from training.recipe import Recipe
 
 
@@ -77,6 +78,7 @@ class Discriminators(nn.Module):
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Both players, each for both directions, in training mode."""
     translators.check(recipe, "cyclegan")
+    refuse_penalties(recipe, "cyclegan")
     return nn.ModuleDict({"generator": Generators(recipe), "discriminator": Discriminators(recipe)})
 
 
@@ -151,6 +153,8 @@ RECIPES = {
         name="paper", architecture="resnet", size=128, load_size=143, generator_width=64, discriminator_width=64,
         max_channels=512, downsamplings=2, residual_blocks=6, generator_norm="instance",
         discriminator_norm="instance", weight_std=0.02, objective="least_squares", cycle_weight=10.0,
+        # The paper halves the discriminator's squares alone; the objective halves both.
+        adversarial_weight=2.0,
         identity_weight=5.0, pool=50, learning_rate=2e-4, beta1=0.5, beta2=0.999, decay_from=0.5, decay_to=0.0,
         batch_size=1, total_kimg=200, ema_kimg=0.0, mirror=True,
         notes={

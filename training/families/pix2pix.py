@@ -15,13 +15,14 @@ from torch import nn
 from training import translators
 from training.family import ExportSpec, Family
 from training.imagelayers import PatchDiscriminator, export_translate
-from training.paired import paired_loss, paired_phases
+from training.paired import paired_loss, paired_phases, refuse_penalties
 from training.recipe import Recipe
 
 
 def nets(recipe: Recipe) -> nn.ModuleDict:
     """Generator and discriminator in training mode."""
     translators.check(recipe, "pix2pix")
+    refuse_penalties(recipe, "pix2pix", "r1_gamma")
     # Patches of 70 px as published, or of 34 px where images are small.
     halvings = 3 if recipe.size >= 128 else 2
     judge = PatchDiscriminator(recipe, translators.source_channels(recipe), halvings)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training.family import ExportSpec, Family
 from training.imagelayers import Enlarge, PatchDiscriminator, ResidualBlock, export_upscale, norm_of
 from training.layers import initialise
-from training.paired import paired_loss, paired_phases
+from training.paired import paired_loss, paired_phases, refuse_penalties
 from training.recipe import Recipe, RecipeError
 
 
@@ -130,6 +130,7 @@ def nets(recipe: Recipe) -> nn.ModuleDict:
         raise RecipeError(f"scale is {recipe.scale}, srgan has 2 and 4")
     if recipe.channels != 3:
         raise RecipeError(f"channels is {recipe.channels}, srgan takes RGB: 3")
+    refuse_penalties(recipe, "srgan", "r1_gamma")
     judge = Discriminator(recipe) if recipe.architecture == "paper" else PatchDiscriminator(recipe, halvings=2)
     return nn.ModuleDict({"generator": Generator(recipe), "discriminator": judge})
 

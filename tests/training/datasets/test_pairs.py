@@ -8,12 +8,13 @@ from tinyimages import png, rgb
 from training.datasets import DataError, PairOptions, load_pairs
 from training.datasets.degrade import DEGRADATIONS
 from training.datasets.pairs import Cut, DegradedPairs, StoredPairs, UnpairedSets, examples
+from training.datasets.resize import fit_pair
 
 GREY, BICUBIC, HOLES = (DEGRADATIONS[name] for name in ("grey", "bicubic", "holes"))
 
 
-def images(count: int = 6, side: int = 24) -> np.ndarray:
-    return np.random.default_rng(3).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+def images(count: int = 6, side: int = 24, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 def drawn(pairs, indices, turns):
@@ -212,3 +213,62 @@ def test_bad_asks_are_answered(folder, options, pairing, message):
 def test_a_place_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="no such folder or zip of pairs"):
         load_pairs(str(tmp_path / "nowhere"), PairOptions(size=8), "paired")
+
+
+def pictures(folder, count, size, seed=0):
+    """`count` pictures by name: random at 24 x 20 px and enlarged."""
+    random = np.random.default_rng(seed)
+    for index in range(count):
+        small = Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8))
+        yield index, small, small.resize(size, Image.Resampling.BICUBIC)
+
+
+def test_what_is_held_out_does_not_depend_on_the_size(tmp_path):
+    """A run at one size, and one that starts from it at another, must not train on each other's held-out pairs."""
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+    for index, small, large in pictures(tmp_path, 60, (48, 40)):
+        small.save(tmp_path / "input" / f"{index}.png")
+        large.save(tmp_path / "target" / f"{index}.png")
+    found = []
+    for size in (8, 16):
+        pairs = load_pairs(str(tmp_path), PairOptions(size=size), "paired", test_fraction=0.3)
+        small = [
+            np.asarray(Image.fromarray(one).resize((4, 4), Image.Resampling.BOX), int) for one in pairs.test.targets
+        ]
+        found.append(small)
+    assert len(found[0]) == len(found[1]) >= 8
+    for one in found[0]:
+        assert min(np.abs(one - other).mean() for other in found[1]) < 12, "the same pictures, at another size"
+
+
+def test_inputs_of_one_target_stay_together(tmp_path):
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+    for index, small, _ in pictures(tmp_path, 20, (24, 20)):
+        for kind in range(4):
+            Image.eval(small, lambda value, kind=kind: value // (kind + 1)).save(
+                tmp_path / "input" / f"{index}-{kind}.png"
+            )
+            small.save(tmp_path / "target" / f"{index}-{kind}.png")
+    pairs = load_pairs(str(tmp_path), PairOptions(size=16), "paired", test_fraction=0.3)
+    trained = {one.tobytes() for one in pairs.train.targets}
+    assert len(pairs.test) and not trained & {one.tobytes() for one in pairs.test.targets}
+
+
+def test_a_picture_and_its_enlargement_are_cut_at_the_same_place():
+    wide, high = 101, 50
+    rows, columns = np.mgrid[: 4 * high, : 4 * wide]
+    levels = np.rint(127 + 100 * np.sin(columns / 9) * np.cos(rows / 11)).astype(np.uint8)
+    large = Image.fromarray(np.repeat(levels[..., None], 3, axis=2))
+    small = large.resize((wide, high), Image.Resampling.BOX)
+    one, two = fit_pair(small, large, 50, 200)
+    again = np.asarray(Image.fromarray(two).resize((50, 50), Image.Resampling.BOX), int)
+    assert np.abs(again - one).mean() < 0.5
+
+
+def test_unpaired_examples_are_each_another():
+    sets = UnpairedSets(images(20), images(30, seed=1), Cut(0))
+    sources, targets = examples(sets, 15)
+    assert len({one.tobytes() for one in targets}) == len({one.tobytes() for one in sources}) == 15
+    assert len(examples(sets, 40)[1]) == 20

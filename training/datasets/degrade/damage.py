@@ -14,7 +14,10 @@ MISSING = 127  # the level of pixels that are not there
 
 
 def holes(clean: Pixels, random: np.random.Generator) -> Pixels:
-    """Free strokes and boxes missing, about 5 to 30 % of the area; [H, W, 4] with the mask as last channel."""
+    """Free strokes and boxes missing, 6 % of the area at the median, 1 to 14 % for nine in ten.
+
+    [H, W, 4] with the mask as last channel.
+    """
     height, width = clean.shape[:2]
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
