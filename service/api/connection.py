@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.fast import Exchange, Front
 from service.api.intake import EXTENSION, LEAST_BYTES, Intake
-from service.api.plain import Headers
+from service.api.plain import Headers, length_of
 from service.api.problems import unheard
 from service.api.requests import WATCHED_AFTER_S
 
@@ -58,6 +58,10 @@ class BoundedConnection(HttpToolsProtocol):
     _passing = False  # the parser sees bytes that lie where they belong already
     _idle_from_s: float | None = None  # the loop's time of the last answer, while no request is under way
 
+    _fruitful = True  # what came last belonged to a head, or brought a piece of a body
+    _beside_bytes = 0  # that did not, of the body that is under way
+    _serving: RequestResponseCycle | None = None  # on the ASGI way; a later one may wait behind it
+    _watched = False  # whether the connection is read though one does
     _wrong: tuple[int, str] | None = None  # with the head that was read last
     _head_bytes = 0
     _in_head = True  # between two requests too
@@ -87,6 +91,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._take_asgi_way()  # there a body that ends too early is known
         if self._current is not None:
             self._current.leave()
+        if self._serving is not None and not self._serving.response_complete:
+            # uvicorn tells the newest alone, and another may wait behind this one.
+            self._serving.disconnected = True
+            self._serving.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -95,10 +103,15 @@ class BoundedConnection(HttpToolsProtocol):
         if known is not None and len(data) == known.bytes and data.startswith(known.head) and self._is_clear():
             self._serve_again(known, data)
             return
-        first = self._in_head and not self._head_bytes
+        first = self._in_head and not self._head_bytes and not self._begun
         self._make = None
         self._head_bytes += len(data)
+        self._fruitful = self._in_head
         super().data_received(data)
+        if self._fruitful:
+            self._beside_bytes = 0
+        else:
+            self._count_beside(len(data))
         if first and self._make is not None:
             self._learn(data, self._make)
         if self._hot is not None and self._slow is None:
@@ -116,7 +129,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _is_clear(self) -> bool:
         """Whether a request that came as a whole may be served past the parser: the byte before ended another, which is
         answered, and nothing has come to forbid it."""
-        if not self._in_head or self._head_bytes or self._answering:
+        if not self._in_head or self._head_bytes or self._begun or self._answering:
             return False
         front = self._front
         return front is not None and not (front.parts.draining or self.flow.write_paused or self.transport.is_closing())
@@ -145,6 +158,17 @@ class BoundedConnection(HttpToolsProtocol):
         else:  # the scope is made when it is known to be needed
             self.url, self.headers, self.expect_100_continue = b"", [], False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of the head; or of a trailer, which nobody here reads."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def _count_beside(self, size: int) -> None:
+        """Of a body's framing, trailers and extensions of chunks, as much is taken as of a head: it has no use."""
+        self._beside_bytes += size
+        if self._beside_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+            self._refuse(431, f"more than {HEAD_MAX_BYTES} bytes of trailers, or of extensions of a chunk")
+
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is a body, which has limits of its own.
 
@@ -158,6 +182,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_waiting()
         if self._front is None:
             super().on_headers_complete()
+            self._note_cycle()
             self._offer_intake()
             return
         self._hot = self._exchange(self._front)
@@ -179,6 +204,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
+        self._fruitful = True
         if self._passing:
             return
         if self._hot is None:
@@ -188,7 +214,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The next byte begins another head."""
-        self._head_bytes, self._in_head = 0, True
+        self._head_bytes, self._in_head, self._fruitful = 0, True, True
         if self._hot is None:
             super().on_message_complete()
             return
@@ -211,7 +237,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Let whoever serves the request that has just begun read a large body by himself."""
         if self._descriptor < 0 or self.pipeline:
             return
-        length = int(Headers(self.headers).first(b"content-length") or 0)  # the parser has seen that it is a number
+        length = length_of(Headers(self.headers).first(b"content-length") or b"0")
         if length >= LEAST_BYTES:
             self.scope["extensions"] = {EXTENSION: Intake(self, length)}  # type: ignore[dict-item]
 
@@ -227,6 +253,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._serving, self._watched = cycle, False
             self._start_asgi_task(cycle, app)
             return
         self._idle_from_s = self.loop.time()
@@ -309,13 +336,22 @@ class BoundedConnection(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)  # the scope refers to the list
         super().on_headers_complete()
+        self._note_cycle()
         ahead = self._current
         if ahead is not None and not ahead.response_complete and not ahead.watched:
             # uvicorn reads no further while one request waits behind another, and would not see the client leave.
             ahead.watched = True
             self.loop.call_later(WATCHED_AFTER_S, self._read_on, ahead)
 
-    def _read_on(self, ahead: Exchange) -> None:
+    def _note_cycle(self) -> None:
+        """The newest is served now, or waits behind one that is; then, too, the client is seen to leave."""
+        if not self.pipeline:
+            self._serving, self._watched = self.cycle, False
+        elif self._serving is not None and not self._watched:
+            self._watched = True
+            self.loop.call_later(WATCHED_AFTER_S, self._read_on, self._serving)
+
+    def _read_on(self, ahead: Exchange | RequestResponseCycle) -> None:
         if not ahead.response_complete and not self.transport.is_closing():
             self.flow.resume_reading()
 

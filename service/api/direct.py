@@ -18,7 +18,7 @@ from service.api.parts import Parts
 from service.api.pictures import is_small
 from service.api.plain import Headers, PlainResponse, Reply
 from service.api.record import record_of
-from service.api.requests import once_awake, timeout_of, while_connected
+from service.api.requests import left_of, once_awake, timeout_of, while_connected
 from service.api.strict_json import read_body
 from service.errors import GanymedeError, ModelAsleep
 
@@ -59,7 +59,7 @@ async def serve(request: Request, parts: Parts, begin: Begin) -> Reply:
         drawing = begin(parts, asked)
     except ModelAsleep:
         look = partial(begin, parts, asked)
-        drawing = await while_connected(request, once_awake(parts, look, timeout_of(headers, parts)))
+        drawing = await while_connected(request, once_awake(parts, look, left_of(record, timeout_of(headers, parts))))
     if isinstance(drawing, Reply):
         return drawing
     drawn = await while_connected(request, parts.engine.generate(**drawing.arguments))

@@ -20,8 +20,8 @@ from service.api.hot import HOT, Asked, Begin, Drawing, answered, rendering, too
 from service.api.ledger import Ledger, lines_of
 from service.api.parts import Parts
 from service.api.pictures import Rendered, is_small
-from service.api.plain import Headers, Reply
-from service.api.requests import once_awake, timeout_of
+from service.api.plain import Headers, Reply, length_of
+from service.api.requests import left_of, once_awake, timeout_of
 from service.errors import GanymedeError, ModelAsleep
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Front:
             return None
         length = headers.first(b"content-length")
         if method == b"POST":
-            if url != b"/generate" or length is None or not length.isdigit() or int(length[:9]) > self._most_bytes:
+            if url != b"/generate" or length is None or not length.isdigit() or length_of(length) > self._most_bytes:
                 return None
             return HOT["POST", "/generate"]
         if method == b"GET" and url.startswith(b"/generate?") and length is None and b"#" not in url:
@@ -145,7 +145,7 @@ class Exchange:
         """Begin when the model is in memory: the one way on which a hot request needs a task."""
         parts = self._front.parts
         try:
-            timeout_s = timeout_of(self._headers, parts)
+            timeout_s = left_of(self._record, timeout_of(self._headers, parts))
             await once_awake(parts, lambda: self._begin(parts, asked), timeout_s)
         except Exception as error:
             self._fail(error)

@@ -15,7 +15,7 @@ from service.api.pictures import Rendered, entity_tag, render, tag_base
 from service.api.plain import Headers, Reply
 from service.api.recipes import Recipe
 from service.api.record import Record
-from service.api.requests import number_of, serving, timeout_of
+from service.api.requests import left_of, number_of, serving, timeout_of
 from service.manifest import Task
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _arguments(asked: Asked, recipe: Recipe, seeds: list[int] | None, timeout_s:
         **recipe.arguments,
         "seeds": seeds,
         "priority": number_of(asked.headers, "X-Priority", 1, 9) or 5,
-        "timeout_s": timeout_s,
+        "timeout_s": left_of(asked.record, timeout_s),
         "lone": asked.record.lone,
     }
     if asked.record.share is not None:

@@ -29,6 +29,15 @@ class Headers:
         return ", ".join(value.decode("latin-1") for key, value in self.pairs if key == name)
 
 
+def length_of(digits: bytes | str) -> int:
+    """A `Content-Length` as a number; beyond 18 digits, as the parser takes hardly more, the largest of so many.
+
+    Zeros before it count for nothing: to look at the first few digits alone would let any length pass.
+    """
+    left = digits.lstrip(b"0" if isinstance(digits, bytes) else "0")  # type: ignore[arg-type]
+    return int(left or 0) if len(left) <= 18 else 10**18
+
+
 class Reply(NamedTuple):
     """A whole answer. Header names are lower case; `content-length` is among them where it belongs."""
 

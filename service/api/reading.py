@@ -95,13 +95,14 @@ async def read_upload(
     query, timeout_s = query_fields(request), requests.timeout_of(Headers(request.scope["headers"]), parts)
 
     def serving(name: str) -> "Awaitable[ModelInfo]":
-        return requests.once_awake(parts, partial(requests.serving, parts, name, task), timeout_s)
+        left_s = requests.left_of(record, timeout_s)
+        return requests.once_awake(parts, partial(requests.serving, parts, name, task), left_s)
 
     if "model" in query:  # refused before a byte of the body is read
         await serving(query["model"])
     size = expected_bytes(request, settings.max_upload_bytes)
     with uploads.growing(size) as reach:
-        body = await read_body(request, size, timeout_s, turns, reach)
+        body = await read_body(request, size, requests.left_of(record, timeout_s), turns, reach)
         record.stages["read"] = perf_counter() - record.started
         started = perf_counter()
         content_type = request.headers.get("content-type", "")

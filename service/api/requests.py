@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from service.api import faults
 from service.api.parts import Parts
 from service.api.plain import Headers
+from service.api.record import Record
 from service.api.strict_json import shown
 from service.engine.folders import lies_there
 from service.errors import GanymedeError, InvalidRequest, ModelAsleep, NotReady, TaskNotServed, UnknownModel
@@ -87,6 +89,11 @@ def timeout_of(headers: Headers, parts: Parts) -> float:
     """
     asked = number_of(headers, "X-Request-Timeout-Ms", 1, 3_600_000)
     return parts.settings.timeout_s if asked is None else asked / 1000
+
+
+def left_of(record: Record, timeout_s: float) -> float:
+    """Seconds that are left of a request's time, a millisecond at least: what it took to come is part of it."""
+    return max(0.001, timeout_s - (perf_counter() - record.started))
 
 
 async def once_awake(parts: Parts, look: Callable[[], T], timeout_s: float) -> T:

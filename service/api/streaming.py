@@ -1,9 +1,35 @@
 """Answers that are sent while they are made."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+
+class NotRead(Exception):
+    """A client has left a piece of its answer unread for SEND_S; the connection ends."""
+
+
+SEND_S = 60.0
+"""How long a client may leave a piece unread: what it holds meanwhile, pictures and room for them, others wait for."""
+
+
+def _bounded(send: Send) -> Send:
+    """`send`, which waits for a client to read what went before.
+
+    Raises:
+        NotRead: it does not.
+    """
+
+    async def sent(message: Message) -> None:
+        try:
+            async with asyncio.timeout(SEND_S):
+                await send(message)
+        except TimeoutError:
+            raise NotRead from None
+
+    return sent
 
 
 class Streamed(StreamingResponse):
@@ -24,6 +50,6 @@ class Streamed(StreamingResponse):
                 headers = {name: value for name, value in self.headers.items() if name != "content-type"}
                 await Response(whole, 200, headers, self.media_type)(scope, receive, send)
                 return
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, _bounded(send))
         finally:
             await self._pieces.aclose()

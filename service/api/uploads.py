@@ -20,6 +20,7 @@ from starlette.requests import Request
 from service.api.bodies import UNKNOWN_TOLD, unknown
 from service.api.faults import BodyTooLarge, BodyTooSlow, MalformedForm, UnsupportedMediaType, raise_all
 from service.api.intake import Intake, Turns
+from service.api.plain import length_of
 from service.api.strict_json import shown
 from service.errors import InvalidRequest, Overloaded
 
@@ -118,7 +119,7 @@ def expected_bytes(request: Request, max_bytes: int) -> int:
         BodyTooLarge: it declares more than the limit.
     """
     declared = request.headers.get("content-length", "")
-    size = int(declared[:20]) if declared.isdecimal() else max_bytes
+    size = length_of(declared) if declared.isdecimal() else max_bytes
     if size > max_bytes:
         raise BodyTooLarge(f"the body is larger than {max_bytes} bytes", field="body", allowed=[max_bytes])
     return size

@@ -127,7 +127,7 @@ class Gate:
         if due:  # half of the margin and a run's rows to spare: prices are not exact to the run
             most = self.max_rows + line.batch * len(line.ends_s)
             longest_s = min((deadline_s + asked.left_s - REPLY_S) / 2, self.max_s + self.costs.run_s(line.batch))
-            fits = line.waiting + rows <= most and done_s <= longest_s
+            fits = (not line.waiting or line.waiting + rows <= most) and done_s <= longest_s
         if fits and (due or self._to_spare(asked, line, limit_s, done_s)):
             promises.close(promise, True)
             return done_s
@@ -210,7 +210,7 @@ class Gates:
         self._usual = usual
         self._gates: OrderedDict[Hashable, Gate] = OrderedDict()
         self._waiting: dict[Share, list[int]] = {}
-        self._asked: dict[Share, Arrivals] = {}
+        self._asked: OrderedDict[Share, Arrivals] = OrderedDict()
         self._level, self._total, self._levelled_s = math.inf, 0.0, -math.inf
 
     def of(self, share: Share) -> Gate:
@@ -229,6 +229,9 @@ class Gates:
         known = self._asked.get(share)
         if known is None:
             known = self._asked[share] = Arrivals(DEMAND_S)
+            if len(self._asked) > MOST_GATES:
+                self._asked.popitem(last=False)
+        self._asked.move_to_end(share)
         known.count(rows, now_s)
 
     def queued(self, share: Share, priority: int, rows: int) -> None:
@@ -268,7 +271,8 @@ class Gates:
         if now_s - self._levelled_s > LEVEL_S:
             self._levelled_s = now_s
             rates = {one: rate for one, asked in self._asked.items() if (rate := asked.rate(now_s)) > LEAST_RATE}
-            self._asked = {one: self._asked[one] for one in rates}
+            for one in [one for one in self._asked if one not in rates]:
+                del self._asked[one]
             self._level = level([(one.weight, rate) for one, rate in rates.items()], capacity)
             self._total = sum(rates.values())
         own = self._asked.get(share)

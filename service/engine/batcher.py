@@ -11,7 +11,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
 from service.engine.admission import MOST_ROWS, REPLY_S, Asked, Gate, Gates, Line
 from service.engine.entries import (
@@ -168,11 +169,13 @@ class Batcher:
         deadline_s: float | None = None,
         lone: bool = False,
         share: Share | None = None,
+        key: Hashable | None = None,
     ) -> Entry:
         """As `submit`, for whoever waits otherwise than by a coroutine: a task costs more than a small run.
 
         Args:
             done: told the end, once; before this returns where a lone run stayed on the loop.
+            key: what is asked for, by which a client that was refused is known again; None where the inputs tell.
 
         Returns:
             What `withdraw` takes.
@@ -185,7 +188,7 @@ class Batcher:
         if share is not None:
             gate = self._gates.of(share)
             self._gates.asked(share, rows, self._clock())
-        priced_s = self._admit(inputs, rows, priority, deadline_s, gate, share)
+        priced_s = self._admit(inputs, rows, priority, deadline_s, gate, share, key)
         self._arrivals += 1
         now_s = self._clock()
         gate.arrivals.count(rows, now_s)
@@ -207,6 +210,12 @@ class Batcher:
     def withdraw(self, entry: Entry) -> None:
         """Nobody waits for the entry any more; its rows do not run unless they run already."""
         self._end(entry, None, "cancelled")
+
+    def hasten(self, entry: Entry, priority: int) -> None:
+        """An entry that still waits goes as one of this priority, behind those that came before it."""
+        if not entry.ended and entry.taken < entry.rows and entry.priority > priority:
+            self._queue.hasten(entry, priority)
+            self._schedule()
 
     @property
     def idle(self) -> bool:
@@ -259,8 +268,9 @@ class Batcher:
         return all(stopped)
 
     def _admit(
-        self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None, gate: Gate, share: Share | None
-    ) -> float:
+        self, inputs: Arrays, rows: int, priority: int, deadline_s: float | None, gate: Gate, share: Share | None,
+        key: Hashable | None,
+    ) -> float:  # fmt: skip
         """Refuse at once what could only be refused later; else the predicted seconds, 0 where a lane is idle."""
         if not self._accepting:
             raise NotReady(f"{self.name}: shutting down", reason="draining")
@@ -281,7 +291,8 @@ class Batcher:
                 self._dispatch()
             if self._free and (not self._queue or self._rides_now(rows, remaining_s, gate, share)):
                 return 0.0
-        asked = Asked(rows, priority, remaining_s, lambda: key_of(inputs, priority))
+        known = partial(key_of, inputs, priority) if key is None else lambda: (priority, key)
+        asked = Asked(rows, priority, remaining_s, known)
         if self._queue.rows + rows > MOST_ROWS * self._gate.max_rows:
             gate, share = self._gate, None
         try:

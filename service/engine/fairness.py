@@ -80,6 +80,11 @@ class Turns:
         begin, self._finish[share.client] = tag(self._virtual, self._finish.get(share.client, 0.0), rows, share.weight)
         return begin
 
+    def give_back(self, share: Share, turns: float) -> None:
+        """So much of what a client has asked for will not be served."""
+        if share.client in self._finish:
+            self._finish[share.client] -= turns
+
     def served(self, tag: float) -> None:
         """Rows with this tag go now."""
         self._virtual = max(self._virtual, tag)

@@ -32,13 +32,13 @@ class Queue:
     def add(self, entry: Entry, share: Share | None) -> None:
         """One more, which takes its turn where clients do."""
         if share is not None:
-            entry.share, entry.tag = share, self._turns[entry.priority].tag(share, entry.rows)
+            entry.share, entry.tag = share, self._turns[entry.priority].tag(share, entry.rows - entry.taken)
             bisect.insort(self.entries, entry, key=_rank)
-        elif self.entries and self.entries[-1].priority > entry.priority:
+        elif self.entries and (self.entries[-1].priority > entry.priority or self.entries[-1].order > entry.order):
             bisect.insort(self.entries, entry, key=_rank)
         else:
             self.entries.append(entry)
-        self._count(entry, entry.rows)
+        self._count(entry, entry.rows - entry.taken)
 
     def take(self, part: Slice) -> None:
         """A run takes these rows; what is left of their entry has its turn later."""
@@ -57,7 +57,32 @@ class Queue:
     def remove(self, entry: Entry) -> None:
         """Nobody waits for what is left of it."""
         self.entries.remove(entry)
+        if entry.share is not None:
+            self._give_back(entry, entry.share)
         self._count(entry, entry.taken - entry.rows)
+
+    def _give_back(self, entry: Entry, share: Share) -> None:
+        """The turns of rows that will not run are those of the client's later ones."""
+        turns = (entry.rows - entry.taken) / share.weight
+        self._turns[entry.priority].give_back(share, turns)
+        later = [
+            other
+            for other in self.entries
+            if other.share is not None
+            and other.share.client == share.client
+            and other.priority == entry.priority
+            and other.tag > entry.tag
+        ]
+        for other in later:
+            other.tag -= turns
+        if later:
+            self.entries.sort(key=_rank)
+
+    def hasten(self, entry: Entry, priority: int) -> None:
+        """What is left of it waits at another priority from now on."""
+        self.remove(entry)
+        entry.priority = priority
+        self.add(entry, entry.share)
 
     def _count(self, entry: Entry, rows: int) -> None:
         self.rows += rows

@@ -25,7 +25,7 @@ from service.engine.loading import Prepared, prepare
 from service.engine.memory import MemoryStats, memory_stats, trim
 from service.engine.options import EngineOptions
 from service.engine.stats import BatcherStats, followed, sum_stats, totals_of
-from service.errors import FileInvalid, GanymedeError, ModelAsleep, PackageError, UnknownModel
+from service.errors import FileInvalid, GanymedeError, ModelAsleep, NotReady, PackageError, UnknownModel
 from service.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Repository:
         self._retiring: dict[asyncio.Task[None], LoadedModel] = {}
         self._past: dict[str, tuple[BatcherStats, float]] = {}  # totals of versions that are gone, and since when
         self._waking: dict[str, _Waking] = {}
-        self._missing = False
+        self._missing = self._ending = False
         self._shrinking: asyncio.Task[None] | None = None
         self._shrinks = self._given_back = self._woken = self._evicted = 0
 
@@ -146,7 +146,9 @@ class Repository:
                 self._shrinking = asyncio.create_task(self._shrink_idle(self._options.shrink_after_s))
             present = {one.ref for one in found}
             self._failed = {ref: reason for ref, reason in self._failed.items() if ref in present}
-            self._asleep = {ref: one for ref, one in self._asleep.items() if ref in present}
+            for ref in self._asleep.keys() - present:
+                del self._asleep[ref]
+                self._seen.pop(ref, None)  # else it would be known, and nowhere, when its folder is back
             loaded = []
             for one in found:
                 newer = [version for version in self._versions(one.name) if version > one.version]
@@ -213,6 +215,8 @@ class Repository:
         Args:
             ref: `name@version`, as `ModelAsleep` says it.
         """
+        if self._ending:
+            raise NotReady(f"{ref} is asleep, and the server is shutting down", reason="draining")
         waking = self._waking.get(ref)
         if waking is None:
             waking = self._waking[ref] = _Waking(asyncio.get_running_loop().create_future())
@@ -234,12 +238,13 @@ class Repository:
                     except GanymedeError:
                         self._asleep.pop(ref, None)
                 del self._waking[ref]
-                waking.over.set_result(None)
+                _settle(waking.over)
                 while waking.waiters:  # noqa: ASYNC110 - a turn or two: they ask before the next may take its room
                     await asyncio.sleep(0)
         finally:
-            if not waking.over.done():
-                waking.over.set_result(None)
+            if self._waking.get(ref) is waking:  # cut off: whoever asks again must not wait for what is over
+                del self._waking[ref]
+            _settle(waking.over)
         await asyncio.to_thread(trim)
 
     def memory(self) -> MemoryStats:
@@ -255,15 +260,19 @@ class Repository:
 
     async def drain(self, timeout_s: float) -> bool:
         """Let the accepted requests finish, the engine refusing new ones; whether all did in time."""
+        self._ending = True
         models = [*self._loaded.values(), *self._retiring.values()]
         for model in models:
             model.state = "draining"
         await settled(models, timeout_s)
+        for waking in self._waking.values():
+            _settle(waking.over)  # who waits for a model to load is told that there is no time for it
         batchers = [graph.batcher for model in models for graph in model.graphs.values()]
         return all(await asyncio.gather(*(batcher.drain(0.0) for batcher in batchers)))
 
     async def close(self) -> None:
         """End everything; sessions are dropped."""
+        self._ending = True
         tasks = [one.task for one in self._waking.values() if one.task is not None]
         tasks += [] if self._shrinking is None else [self._shrinking]
         for task in tasks:
@@ -440,6 +449,11 @@ class Repository:
 
 def _forget(retiring: dict[asyncio.Task[None], LoadedModel], task: asyncio.Task[None]) -> None:
     retiring.pop(task, None)
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _stats_of(model: LoadedModel) -> BatcherStats:

@@ -11,6 +11,7 @@ from service.api.ledger import Ledger
 from service.api.plain import Headers, PlainResponse
 from service.api.problems import reply_to, unexpected
 from service.api.record import STATE_KEY
+from service.api.streaming import NotRead
 from service.errors import NotReady
 
 _log = logging.getLogger("ganymede")
@@ -59,6 +60,9 @@ class RequestContext:
             # The time to drain is over, and more; who waits still is told so.
             error = NotReady("shutting down", reason="draining")
             await PlainResponse(reply_to(error, record))(scope, receive, marked)
+        except NotRead:
+            _log.info("request %s: the client reads no further, and is left", record.request_id)
+            record.status = 499
         except Exception as error:
             _log.exception("request %s: unexpected error", record.request_id, exc_info=error)
             if responding is None:

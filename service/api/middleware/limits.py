@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.faults import BodyTooLarge
+from service.api.plain import length_of
 from service.api.problems import response_to
 
 
@@ -31,7 +32,7 @@ class BodyLimit:
             if name == b"content-length":
                 declared = value
                 break
-        if declared.isdigit() and int(declared[:20]) > most:
+        if declared.isdigit() and length_of(declared) > most:
             await response_to(scope, _error(most))(scope, receive, send)
             return
         seen = 0

@@ -89,11 +89,13 @@ def draw(
     if wiring.styled is not None and rows.way is not None:
         return styles.draw(
             model, wiring.styled, rows.way, partial(_styled, done), priority=priority, deadline_s=deadline_s, lone=lone,
-            share=share,
+            share=share, key=rows.asked,
         )  # fmt: skip
     batcher = model.graphs[wiring.graph].batcher
     told = partial(_answered, wiring.image, rows.inputs[wiring.latent], done)
-    entry = batcher.enqueue(rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
+    entry = batcher.enqueue(
+        rows.inputs, told, priority=priority, deadline_s=deadline_s, lone=lone, share=share, key=rows.asked
+    )
     return partial(batcher.withdraw, entry)
 
 
@@ -148,13 +150,14 @@ def prepare(
             inputs[wiring.label] = labels_as_fed(wiring, classes)
     own = (None,) * len(z) if drawn is None else tuple(drawn)
     recipes = None if latents is None else tuple({"latents": base64_of(row)} for row in z)
+    asked = ("drawn", len(z)) if seeds is None and latents is None else None
     key = None if seeds is None else (own, None if classes is None else classes.tobytes(), truncation)
     if wiring.styled is None:
         drawn_z = truncate(z, truncation)
         if latents is not None and truncation > 1:
             check_reach(drawn_z, PLAIN, truncation)
-        return Rows({wiring.latent: drawn_z, **inputs}, own, names, truncation, key, None, recipes)
+        return Rows({wiring.latent: drawn_z, **inputs}, own, names, truncation, key, None, recipes, asked)
     styled = wiring.styled  # whose w is truncated, and not z
     to_styles = partial(styles.plainly, mean_w=styled.mean_w, truncation=truncation, layers=styled.space.layers)
     way = styles.Way({wiring.latent: z, **inputs}, own, to_styles)
-    return Rows({}, own, names, truncation, key, way, recipes)
+    return Rows({}, own, names, truncation, key, way, recipes, asked)

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from service.engine.batcher import Batcher
 from service.engine.blending import METHODS, Method, path
-from service.engine.entries import LAST, Answer
+from service.engine.entries import Answer
 from service.engine.loaded import LoadedModel
 from service.engine.pipelines import generate, styles
-from service.engine.pipelines.painting import Pixels, Schedule, Tally, patiently
+from service.engine.pipelines.painting import Pixels, Schedule, Tally, Turn, patiently
 from service.engine.pipelines.rows import Label, Rows, Wiring, wiring_of
 from service.engine.pipelines.steered import merged, z_of
 from service.engine.session import Array
@@ -308,24 +308,25 @@ async def _batches(
     size = max(1, min(batcher.policy.max_batch, BATCH_FRAMES, count // 2))
     starts = iter(range(0, count, size))
     flight = batcher.stats().lanes + SPARE_BATCHES
-    flying: deque[asyncio.Task[Answer]] = deque()
-    leading: asyncio.Task[Answer] | None = None
+    flying: deque[tuple[Turn, asyncio.Task[Answer]]] = deque()
     loop = asyncio.get_running_loop()
     try:
         while True:
             while len(flying) < flight and (start := next(starts, None)) is not None:
-                leads = leading is None or leading.done()
-                priority = schedule.priority if leads else LAST
-                rows = feed(start, min(count, start + size))
-                task = asyncio.create_task(patiently(batcher, rows, priority, schedule, start == 0))
-                leading = task if leads else leading
-                flying.append(task)
+                rows, turn = feed(start, min(count, start + size)), Turn(batcher)
+                flying.append((turn, asyncio.create_task(patiently(batcher, rows, turn, schedule, start == 0))))
             if not flying:
                 return
-            answer = await flying.popleft()
+            flying[0][0].come(schedule.priority)  # the others fill lanes that are idle
+            _, task = flying.popleft()
+            try:
+                answer = await task
+            except BaseException:
+                task.cancel()
+                raise
             tally.count(answer, loop.time())
             yield answer.outputs[image]
     finally:
-        for task in flying:
+        for _, task in flying:
             task.cancel()
-        await asyncio.gather(*flying, return_exceptions=True)
+        await asyncio.gather(*(task for _, task in flying), return_exceptions=True)

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.batcher import Batcher
-from service.engine.entries import LAST, Answer
+from service.engine.entries import LAST, Answer, Done, Entry
 from service.engine.fairness import Share
 from service.engine.loaded import LoadedModel
 from service.engine.reach import geometry
 from service.engine.session import Arrays
 from service.engine.tiling import Axis, Geometry, Span, spans
+from service.engine.waiting import outcome_of
 from service.errors import DeadlineExceeded, GraphMismatch, ImageTooLarge, Overloaded
 from service.manifest import GraphSpec, Manifest, TensorSpec
 from service.onnxgraph import read_graph
@@ -260,21 +261,17 @@ async def _sweep(
     loop = asyncio.get_running_loop()
     places = iter([(row, column) for row in rows for column in columns])
     flight = batcher.stats().lanes + SPARE_TILES
-    flying: deque[tuple[Span, Span, asyncio.Task[Answer]]] = deque()
-    leading: asyncio.Task[Answer] | None = None
+    flying: deque[tuple[Span, Span, Turn, asyncio.Task[Answer]]] = deque()
     try:
         while True:
             while len(flying) < flight and (place := next(places, None)) is not None:
-                leads = leading is None or leading.done()
-                priority = schedule.priority if leads else LAST
-                first = tally.began_s is None and not flying
-                job = _tile(batcher, partial(source.window, *place), priority, schedule, first)
-                task = asyncio.create_task(job)
-                leading = task if leads else leading
-                flying.append((*place, task))
+                first, turn = tally.began_s is None and not flying, Turn(batcher)
+                job = _tile(batcher, partial(source.window, *place), turn, schedule, first)
+                flying.append((*place, turn, asyncio.create_task(job)))
             if not flying:
                 return
-            row, column, task = flying.popleft()
+            flying[0][2].come(schedule.priority)  # the others fill lanes that are idle
+            row, column, _, task = flying.popleft()
             try:
                 answer = await task
             except BaseException:
@@ -289,18 +286,43 @@ async def _sweep(
 
 
 async def _tile(
-    batcher: Batcher, cut: Callable[[], dict[str, Pixels]], priority: int, schedule: Schedule, first: bool
+    batcher: Batcher, cut: Callable[[], dict[str, Pixels]], turn: "Turn", schedule: Schedule, first: bool
 ) -> Answer:
     inputs = await asyncio.to_thread(cut)
-    return await patiently(batcher, inputs, priority, schedule, first)
+    return await patiently(batcher, inputs, turn, schedule, first)
 
 
-async def patiently(batcher: Batcher, inputs: Arrays, priority: int, schedule: Schedule, first: bool) -> Answer:
+class Turn:
+    """When a part of a large request runs: last, where lanes are idle, until it is its turn.
+
+    One part at a time is waited for, and it must not stand behind other people's requests for ever.
+    """
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.priority = LAST
+        self._batcher = batcher
+        self._entry: Entry | None = None
+
+    def come(self, priority: int) -> None:
+        """From now on it goes as any request of this priority."""
+        self.priority = priority
+        if self._entry is not None:
+            self._batcher.hasten(self._entry, priority)
+
+    def begin(self, inputs: Arrays, schedule: Schedule, done: Done) -> Callable[[], None]:
+        """Queue it; see `outcome_of`."""
+        self._entry = self._batcher.enqueue(
+            inputs, done, priority=self.priority, deadline_s=schedule.deadline_s, share=schedule.share
+        )
+        return partial(self._batcher.withdraw, self._entry)
+
+
+async def patiently(batcher: Batcher, inputs: Arrays, turn: Turn, schedule: Schedule, first: bool) -> Answer:
     """Rows of a large request: its first may be refused; once it has begun, the others wait until they are let in."""
-    loop, deadline_s, share = asyncio.get_running_loop(), schedule.deadline_s, schedule.share
+    loop, deadline_s = asyncio.get_running_loop(), schedule.deadline_s
     while True:
         try:
-            return await batcher.submit(inputs, priority=priority, deadline_s=deadline_s, share=share)
+            return await outcome_of(partial(turn.begin, inputs, schedule))
         except Overloaded as error:
             if first:
                 raise

@@ -46,6 +46,8 @@ class Rows(NamedTuple):
     key: Hashable | None
     way: styles.Way | None = None
     recipes: tuple[Mapping[str, object], ...] | None = None
+    asked: Hashable | None = None
+    """What was asked for, where chance drew z: who comes back is drawn another."""
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,9 @@ def prepare_steered(
         inputs, way = {}, _styled(model, wiring.styled, spec, mixes, classes, truncation, steering)
     told = tuple(classes.name(place) for place in range(len(mixes)))
     chance = seeds is None and steering.mixes is None
+    asked = ("drawn", len(mixes)) if chance and latents is None else None
     key = None if chance else (own, told, truncation, json.dumps(recipes))
-    return Rows(inputs, own, told, truncation, key, way, recipes)
+    return Rows(inputs, own, told, truncation, key, way, recipes, asked)
 
 
 def _given(

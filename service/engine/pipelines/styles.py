@@ -154,7 +154,7 @@ def styles_of(model: LoadedModel) -> Styles:
 
 def draw(
     model: LoadedModel, styles: Styles, way: Way, done: Told, *, priority: int, deadline_s: float | None, lone: bool,
-    drawn: bool = True, share: Share | None = None,
+    drawn: bool = True, share: Share | None = None, key: Hashable | None = None,
 ) -> Callable[[], None]:  # fmt: skip
     """Begin to draw the images of one request: w of the seeds that are not known yet, then the images.
 
@@ -171,7 +171,7 @@ def draw(
     Raises:
         Overloaded, NotReady, DeadlineExceeded: see `Batcher.enqueue`; `done` is not called.
     """
-    enqueue = partial(Batcher.enqueue, priority=priority, deadline_s=deadline_s, lone=lone, share=share)
+    enqueue = partial(Batcher.enqueue, priority=priority, deadline_s=deadline_s, lone=lone, share=share, key=key)
     drawing = _Drawing(model, styles, way, done, enqueue, drawn)
     drawing.begin()
     return drawing.withdraw

@@ -141,6 +141,45 @@ async def test_codings_that_are_not_read_are_refused_and_not_taken_for_plain_byt
         assert await answer(reader) == b"3"
 
 
+@pytest.mark.parametrize("endless", [b"k: v\r\n" * 512, b"x" * 4096], ids=["lines", "one line"])
+async def test_trailers_do_not_grow_without_end(endless):
+    async with connected() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nk: ")
+        sent = await endless_until_closed(writer, endless)
+        assert sent < 16 * connection.HEAD_MAX_BYTES
+        told = await until_closed(reader)
+        assert not told or problem(told, 431)
+
+
+async def test_extensions_of_a_chunk_do_not_either():
+    async with connected() as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3;x=")
+        assert await endless_until_closed(writer, b"y" * 4096) < 16 * connection.HEAD_MAX_BYTES
+
+
+async def endless_until_closed(writer, piece: bytes) -> int:
+    sent = 0
+    try:
+        while sent < 64 * connection.HEAD_MAX_BYTES and not writer.transport.is_closing():
+            writer.write(piece)
+            sent += len(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+    except ConnectionError:
+        pass
+    return sent
+
+
+async def test_trailers_and_large_bodies_in_many_pieces_are_read():
+    async with connected() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(40):
+            writer.write(b"2000\r\n" + b"x" * 8192 + b"\r\n")
+            await writer.drain()
+        writer.write(b"0\r\nhost: other\r\nmore: v\r\n\r\n" + request(body=b"abc"))
+        assert await answer(reader) == b"%d" % (40 * 8192) and await answer(reader) == b"3"
+
+
 async def test_a_line_that_is_too_long_is_refused_as_a_head_is():
     async with connected() as (reader, writer):
         writer.write(b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -445,3 +445,54 @@ async def test_what_the_kernel_does_not_take_at_once_follows(engine, monkeypatch
 
 def test_the_wait_for_a_body_is_short_beside_any_deadline():
     assert connection.BODY_WAIT_S <= 0.1
+
+
+async def test_a_head_that_began_behind_another_is_not_known_by_its_tail(engine, monkeypatch):
+    """Two heads in one read, the second cut off within its seed: what ends it must not stand for a head of its own."""
+    url = b"GET /generate?model=faces&seed=%s HTTP/1.1\r\nhost: x\r\n\r\n"
+    whole, tail = url % b"1", url.partition(b"%s")[2]
+    async with served(engine, monkeypatch) as app:
+        reader, writer = await asyncio.open_connection(*app.address)
+        async with asyncio.timeout(30):
+            for begun in (b"1", b"3"):
+                writer.write(whole + url.partition(b"%s")[0] + begun)
+                assert (await head_of(reader))["x-seed"] == "1"
+                writer.write(b"2" + tail)
+                assert (await head_of(reader))["x-seed"] == begun.decode() + "2"
+            writer.write(url % b"4")
+            assert (await head_of(reader))["x-seed"] == "4"
+        writer.close()
+
+
+async def head_of(reader) -> dict[str, str]:
+    """An answer's headers; its body is read."""
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    assert lines[0].startswith("HTTP/1.1 200"), lines
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+    await reader.readexactly(int(headers["content-length"]))
+    return headers
+
+
+@pytest.mark.parametrize("zeros", [b"", b"0" * 9, b"0" * 25])
+async def test_zeros_before_a_length_hide_nothing(engine, monkeypatch, zeros):
+    async with served(engine, monkeypatch, max_body_bytes=20_000) as app:
+        head = b"POST /generate HTTP/1.1\r\nhost: x\r\n" + JSON + b"content-length: " + zeros
+        small = json.dumps(FACES).encode()
+        told = await app.talk(head + b"%d\r\n\r\n%b" % (len(small), small) + END)
+        assert told.startswith(b"HTTP/1.1 200 ")
+        large = small[:-1] + b" " * 30_000 + b"}"
+        assert (await app.talk(head + b"%d\r\n\r\n%b" % (len(large), large) + END)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_client_that_leaves_is_missed_though_another_request_waits_behind(engine, monkeypatch):
+    engine.gate = asyncio.Event()
+    async with served(engine, monkeypatch, fast=False) as app:
+        _, writer = await asyncio.open_connection(*app.address)
+        writer.write(post(FACES) + b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(30):
+            while not engine.calls:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            writer.close()
+            while not engine.cancelled:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert engine.cancelled == 1

@@ -121,7 +121,9 @@ async def test_deadline_and_priority_reach_the_engine(client, engine):
     await client.post(
         "/generate", json={"model": "faces", "seed": 1}, headers={"x-request-timeout-ms": "250", "x-priority": "2"}
     )
-    assert [(call["timeout_s"], call["priority"]) for call in engine.calls] == [(30.0, 5), (0.25, 2)]
+    assert [call["priority"] for call in engine.calls] == [5, 2]
+    left_s = [call["timeout_s"] for call in engine.calls]
+    assert 29 < left_s[0] < 30 and 0.001 <= left_s[1] < 0.25, "what it took to come is part of it"
 
 
 @pytest.mark.parametrize("name", ["x-request-timeout-ms", "x-priority"])

@@ -17,6 +17,7 @@ from service.api.app import engine_of
 from service.api.faults import NotAcceptable
 from service.api.motion_writer import BOUNDARY
 from service.api.negotiation import choose_motion
+from service.api.streaming import NotRead, Streamed
 from service.errors import InvalidRequest, RunFailed
 from service.settings import Settings
 
@@ -375,3 +376,28 @@ def test_forms_that_are_none():
         choose_motion(None, None, "text/html")
     with pytest.raises(InvalidRequest):
         choose_motion("grid", "apng", None)
+
+
+async def test_a_client_that_reads_no_further_is_left(monkeypatch):
+    """What its answer holds, pictures and room for them, others wait for."""
+    monkeypatch.setattr("service.api.streaming.SEND_S", 0.05)
+    ended = []
+
+    async def pieces():
+        try:
+            while True:
+                yield b"x"
+        finally:
+            ended.append(True)
+
+    async def send(message):
+        if message.get("body") and len(sent) == 3:
+            await asyncio.Event().wait()
+        sent.append(message)
+
+    sent: list[dict] = []
+    answer = Streamed(pieces(), {}, "image/png")
+    async with asyncio.timeout(10):
+        with pytest.raises(NotRead):
+            await answer({"type": "http", "http_version": "1.1", "asgi": {"spec_version": "2.4"}}, None, send)
+    assert ended == [True] and len(sent) == 3

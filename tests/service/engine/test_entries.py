@@ -1,10 +1,16 @@
 """Which entries ride in the next run, as a function of the queue alone."""
 
+import asyncio
+
 from fakesession import rows
 from hypothesis import given
 from hypothesis import strategies as st
+from tinymodels import write_tiny
 
+from service.engine.engine import Engine, EngineOptions
 from service.engine.entries import BatchPolicy, Entry, signature_of, take
+from service.engine.pipelines.generate import prepare
+from service.manifest import Task
 
 
 def entry(count, *, order=0, priority=5, deadline_s=None, taken=0, width=2):
@@ -93,3 +99,18 @@ class TestTake:
         queue = [entry(1), entry(1, width=3, deadline_s=5.1), entry(1)]
         decision = take(queue, 5.0, BatchPolicy(2), run_s=lambda rows: 0.2 * rows)
         assert decision.expired == () and taken_rows(decision, queue) == [(0, 0, 1), (2, 0, 1)]
+
+
+def test_who_asks_for_any_picture_is_known_again_though_another_is_drawn(tmp_path):
+    """A refused client comes back to its place; by its z it would be a stranger each time."""
+    write_tiny(tmp_path, "tiny")
+
+    async def keys():
+        async with Engine(EngineOptions(tmp_path, providers=("cpu",), profile_s=0.0, poll_models_s=None)) as engine:
+            model = engine._serving("tiny", Task.GENERATE)
+            asked = [prepare(model, None, count, None, None, 1.0, 64) for count in (None, 3, 3)]
+            seeded = prepare(model, [5], None, None, None, 1.0, 64)
+            return [rows.asked for rows in asked], seeded.asked
+
+    (one, *three), seeded = asyncio.run(keys())
+    assert one == ("drawn", 1) and three == [("drawn", 3)] * 2 and seeded is None

@@ -10,9 +10,11 @@ from fakesession import FakeSession, VirtualLoop, rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.engine.admission import MOST_GATES, Asked, Gate, Line
 from service.engine.batcher import Batcher
 from service.engine.entries import BatchPolicy, Entry, signature_of, take
 from service.engine.fairness import Share, Turns, level, slowness, tag
+from service.engine.pricing import RunCosts
 from service.errors import GanymedeError, Overloaded
 
 HEAVY, LIGHT, DOUBLE = Share("heavy"), Share("light"), Share("double", 2.0)
@@ -218,6 +220,51 @@ def test_rows_that_are_split_or_withdrawn_are_counted_out():
         await batcher.close()
 
     virtually(work)
+
+
+def test_turns_of_rows_that_were_withdrawn_are_given_back():
+    """Who has taken back what it asked for is not made to wait for it."""
+
+    async def wait_s(withdrawn):
+        loop = asyncio.get_running_loop()
+        batcher = batcher_of(loop)
+        busy = [asyncio.ensure_future(batcher.submit(rows([0]), share=HEAVY)) for _ in range(40)]
+        for _ in range(withdrawn):
+            gone = asyncio.ensure_future(batcher.submit(rows(range(8)), share=LIGHT))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.sleep(0)
+        began = loop.time()
+        await batcher.submit(rows([1]), share=LIGHT)
+        waited = loop.time() - began
+        await asyncio.gather(*busy)
+        await batcher.close()
+        return waited
+
+    without, after = (virtually(lambda loop, count=count: wait_s(count)) for count in (0, 30))
+    assert after <= without + 0.011, (without, after)
+
+
+def test_clients_that_are_served_at_once_are_forgotten_too():
+    async def work(loop):
+        batcher = batcher_of(loop)
+        for index in range(2 * MOST_GATES):
+            batcher._gates.asked(Share(str(index)), 1, loop.time())
+        assert len(batcher._gates._asked) <= MOST_GATES
+        await batcher.close()
+
+    virtually(work)
+
+
+def test_a_place_that_was_promised_can_be_taken_where_nothing_waits():
+    """Though it is for more rows than may wait behind others."""
+    gate = Gate("m", RunCosts(lambda count: 0.01 * count), 8)
+    asked = Asked(32, 5, 30.0, lambda: "who")
+    busy = Line(0.0, 4, 4, [0.04], 4)
+    with pytest.raises(Overloaded) as refused:
+        gate.admit(asked, busy)
+    due_s = refused.value.retry_after_s
+    assert gate.admit(asked, Line(due_s, 0, 0, [0.0], 4)) > 0
 
 
 def test_a_multitude_of_clients_cannot_queue_without_end():

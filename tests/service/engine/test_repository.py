@@ -26,7 +26,7 @@ from service.engine.engine import Engine, EngineOptions
 from service.engine.fairness import Share
 from service.engine.latents import latents_from_seeds
 from service.engine.memory import resident_bytes
-from service.errors import DeadlineExceeded, ModelAsleep, PackageError, UnknownModel
+from service.errors import DeadlineExceeded, ModelAsleep, NotReady, PackageError, UnknownModel
 from service.manifest import Task
 from service.package import write_package
 
@@ -247,6 +247,40 @@ async def test_a_model_that_is_refused_when_it_wakes_leaves_the_older_version(tm
         assert engine.asleep == ["tiny@1", "tiny@2"]
         assert (await engine.generate("tiny", seeds=[1])).model == "tiny@1"
         assert list(engine.refused) == ["tiny@2"] and engine.asleep == []
+
+
+async def test_a_sleeping_model_that_was_away_for_a_look_is_found_again(tmp_path):
+    folder, aside = write_tiny(tmp_path, "tiny", seed=1).parent, tmp_path.parent / f"{tmp_path.name}-aside"
+    write_tiny(tmp_path, "other", seed=1)
+    async with Engine(options(tmp_path, load_on_demand=True)) as engine:
+        folder.rename(aside)
+        await engine._repository.refresh()
+        assert engine.asleep == ["other@1"]
+        aside.rename(folder)
+        await engine._repository.refresh()
+        assert engine.asleep == ["other@1", "tiny@1"]
+        assert (await engine.generate("tiny", seeds=[1])).model == "tiny@1"
+
+
+async def test_who_waits_for_a_model_is_told_when_the_server_ends(tmp_path, monkeypatch):
+    """Loading takes longer than there is time to drain: the wait ends, and the loop does not spin."""
+    write_tiny(tmp_path, "tiny", seed=1)
+
+    async def never(*arguments, **named):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("service.engine.repository.prepare", never)
+    async with asyncio.timeout(30):
+        engine = Engine(options(tmp_path, load_on_demand=True))
+        await engine.open()
+        waiting = [asyncio.create_task(engine.generate("tiny", seeds=[seed], timeout_s=20)) for seed in range(3)]
+        await asyncio.sleep(0.05)
+        await engine.drain(0.0)
+        for one in waiting:
+            with pytest.raises(NotReady):
+                await one
+        await engine.close()
+        assert engine._repository._waking == {}
 
 
 async def test_waiting_for_a_model_ends_with_the_deadline_and_leaving_ends_nothing(tmp_path):

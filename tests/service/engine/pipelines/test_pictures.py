@@ -209,18 +209,41 @@ async def test_a_deadline_ends_a_large_picture(engine):
         await (await engine.upscale("tiny-x4", noise(1500, 1500), timeout_s=0.2)).whole()
 
 
+async def test_a_large_picture_is_not_starved_by_small_ones(engine):
+    """Each tile in its turn goes as any request: one lane, and always others that wait at the same priority."""
+    done, served = asyncio.Event(), 0
+
+    async def others():
+        nonlocal served
+        while not done.is_set():
+            await (await engine.upscale("tiny-x2", noise(16, 16))).whole()
+            served += 1
+
+    crowd = [asyncio.create_task(others()) for _ in range(6)]
+    await asyncio.sleep(0.05)
+    painting = await engine.upscale("tiny-x2", noise(400, 400))
+    before = served
+    async with asyncio.timeout(30):
+        whole = await painting.whole()
+    during = served - before
+    done.set()
+    await asyncio.gather(*crowd)
+    assert painting.tiles > 4 and during <= 12 * painting.tiles, "a round of the others for each tile, or two"
+    np.testing.assert_array_equal(whole, await (await engine.upscale("tiny-x2", noise(400, 400))).whole())
+
+
 async def test_a_failed_tile_fails_the_picture(engine, monkeypatch):
     painting = await engine.upscale("tiny-x2", noise(200, 200))
     batcher = engine._serving("tiny-x2", Task.UPSCALE).graphs["generator"].batcher
-    submit, calls = batcher.submit, []
+    enqueue, calls = batcher.enqueue, []
 
-    async def failing(*arguments, **named):
+    def failing(*arguments, **named):
         calls.append(1)
         if len(calls) == 3:
             raise RunFailed("tiny-x2@1: broken")
-        return await submit(*arguments, **named)
+        return enqueue(*arguments, **named)
 
-    monkeypatch.setattr(batcher, "submit", failing)
+    monkeypatch.setattr(batcher, "enqueue", failing)
     with pytest.raises(RunFailed):
         await painting.whole()
     monkeypatch.undo()
