@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,6 +67,7 @@ class Repository:
         self._faults: dict[str, str] = {}
         self._busy = asyncio.Lock()
         self._retiring: dict[asyncio.Task[None], LoadedModel] = {}
+        self._finishing: list[tuple[str, list[Batcher]]] = []  # of those that retire
         self._past: dict[str, tuple[BatcherStats, float]] = {}  # totals of versions that are gone, and since when
         self._waking: dict[str, _Waking] = {}
         self._missing = self._ending = False
@@ -415,15 +416,21 @@ class Repository:
     def _retire(self, model: LoadedModel) -> None:
         self._resolved.clear()
         model.state = "draining"
-        task = asyncio.create_task(self._finish(model))
+        own = model.ref, [graph.batcher for graph in model.graphs.values()]
+        task = asyncio.create_task(self._finish(model, own))
         self._retiring[task] = model
+        self._finishing.append(own)
         task.add_done_callback(partial(_forget, self._retiring))
 
-    async def _finish(self, model: LoadedModel) -> None:
+    async def _finish(self, model: LoadedModel, own: tuple[str, list[Batcher]]) -> None:
         """Let a model end what it has begun; what it has done is remembered for a while."""
-        batchers = [graph.batcher for graph in model.graphs.values()]
-        await retire(model)
-        done = totals_of(sum_stats([batcher.stats() for batcher in batchers]))
+        try:
+            await retire(model)
+        finally:  # in one step, or a scrape in between would see its counters begin anew
+            self._finishing.remove(own)
+            self._remember(model, totals_of(_stats_of(own[1])))
+
+    def _remember(self, model: LoadedModel, done: BatcherStats) -> None:
         before = self._past.pop(model.ref, None)
         self._past[model.ref] = (done if before is None else followed(before[0], done), time.monotonic())
         others = [ref for ref in self._past if ref not in self._loaded]
@@ -439,11 +446,10 @@ class Repository:
         for ref in [ref for ref, (_, gone_s) in self._past.items() if gone_s < oldest_s and ref not in self._loaded]:
             del self._past[ref]
         found = {ref: totals for ref, (totals, _) in self._past.items()}
-        for model in (*self._retiring.values(), *self._loaded.values()):
-            if not model.graphs:  # it is over, and among those that are gone
-                continue
-            own = _stats_of(model)
-            found[model.ref] = followed(found[model.ref], own) if model.ref in found else own
+        serving = [(ref, [graph.batcher for graph in model.graphs.values()]) for ref, model in self._loaded.items()]
+        for ref, batchers in (*self._finishing, *serving):
+            own = _stats_of(batchers)
+            found[ref] = followed(found[ref], own) if ref in found else own
         return found
 
 
@@ -456,8 +462,8 @@ def _settle(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
-def _stats_of(model: LoadedModel) -> BatcherStats:
-    return sum_stats([graph.batcher.stats() for graph in model.graphs.values()])
+def _stats_of(batchers: Sequence[Batcher]) -> BatcherStats:
+    return sum_stats([batcher.stats() for batcher in batchers])
 
 
 def _weight_bytes(one: Found, prepared: Prepared) -> int:
