@@ -39,7 +39,8 @@ def fit_pair(
     side = min(one.size)
     left, top = (one.width - side) // 2, (one.height - side) // 2
     across, down = two.width / one.width, two.height / one.height
-    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    right, bottom = min((left + side) * across, two.width), min((top + side) * down, two.height)  # a bit may be lost
+    box = (left * across, top * down, right, bottom)
     cut = two.convert("RGB")
     if all(edge == round(edge) for edge in box) and box[2] - box[0] == box[3] - box[1] == two_size:
         cut = cut.crop(box)

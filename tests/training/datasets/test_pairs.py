@@ -272,3 +272,11 @@ def test_unpaired_examples_are_each_another():
     sources, targets = examples(sets, 15)
     assert len({one.tobytes() for one in targets}) == len({one.tobytes() for one in sources}) == 15
     assert len(examples(sets, 40)[1]) == 20
+
+
+@pytest.mark.parametrize("wide", [*range(30, 60, 7), 101, 161])
+def test_any_ratio_is_cut_within_the_picture(wide):
+    """Of a quotient, a bit may be lost: times what it was divided by, it can be more than there is."""
+    for other in (wide - 1, wide, wide + 1, 2 * wide, 3 * wide - 1, 49):
+        one, two = (Image.new("RGB", (side, max(side // 2, 1))) for side in (wide, other))
+        assert [part.shape for part in fit_pair(one, two, 8, 16)] == [(8, 8, 3), (16, 16, 3)]
