@@ -126,7 +126,7 @@ class Metrics:
         self._write_requests(page)
         _write_models(page, stats)
         page.family("ganymede_replicas_wanted", "gauge", "Replicas that the load of this one wants; add up over all.")
-        page.sample(self._wanted(stats))
+        page.sample(self.replicas_wanted())
         _write_memory(page, memory)
         _write_process(page, memory.resident_bytes)
         self._write_facts(page)
@@ -134,7 +134,7 @@ class Metrics:
 
     def replicas_wanted(self) -> float:
         """The gauge's value alone, for autoscalers that do not scrape; call in the event loop's thread."""
-        return self._wanted(self._engine.stats())
+        return self._wanted(self._engine.serving_stats())
 
     def _wanted(self, stats: "Mapping[str, ModelStats]") -> float:
         return self._demand.wanted(time.monotonic(), time.thread_time(), stats)
@@ -148,7 +148,7 @@ class Metrics:
                 await asyncio.sleep(LAG_PERIOD_S)
                 self._lag.observe(max(0.0, loop.time() - due))
             stats = self._engine.stats()
-            self._demand.look(time.monotonic(), time.thread_time(), stats)
+            self._demand.look(time.monotonic(), time.thread_time(), self._engine.serving_stats())
             self._forget_gone({*_present(stats), *self._engine.asleep}, time.monotonic())
 
     def _forget_gone(self, present: set[str], now_s: float) -> None:

@@ -110,6 +110,9 @@ class FakeEngine:
     def stats(self) -> dict[str, ModelStats]:
         return dict(self.stats_by_ref)
 
+    def serving_stats(self) -> dict[str, ModelStats]:
+        return self.stats()
+
     def memory(self) -> MemoryStats:
         return self.memory_stats
 

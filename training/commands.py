@@ -378,7 +378,8 @@ def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
     else:
         state = checkpoint.load(source / "last.pt")
         fresh = trainer.start_from(state)
-        _teach_grown(trainer, source, fresh, log)
+        if state["recipe"]["size"] * 2 == trainer.recipe.size:
+            _teach_grown(trainer, source, fresh, log)
         earlier = _started_from(source) or {"images": 0, "seconds": 0.0}
         before = {
             **earlier,
@@ -390,12 +391,16 @@ def _begin_from(trainer: Trainer, source: Path, log: RunLog) -> dict[str, Any]:
 
 
 def _teach_grown(trainer: Trainer, source: Path, fresh: Sequence[str], log: RunLog) -> None:
-    """Where a run goes on from one of half its side that draws from latents alone: begin with that one's pictures."""
-    recipe = trainer.recipe
-    small = None if trainer.family.pairing != "none" or recipe.classes else exporting.read_run(source)
-    if small is None or small.recipe.size * 2 != recipe.size or small.recipe.latent_dim != recipe.latent_dim:
+    """A run goes on from one of half its side: where both draw from latents alone, it begins with that one's pictures.
+
+    A ProGAN grows by itself, and draws at the small one's side at first.
+    """
+    recipe, generator = trainer.recipe, trainer.nets["generator"]
+    if trainer.family.grow is not None or trainer.family.pairing != "none" or recipe.classes:
         return
-    generator = trainer.nets["generator"]
+    small = exporting.read_run(source)
+    if small.recipe.latent_dim != recipe.latent_dim:
+        return
     generator.load_state_dict(trainer.ema.state_dict())
     teach_grown(generator, small.nets["generator"], set(fresh), recipe, source.name, say=log.say)
     trainer.ema.load_state_dict(generator.state_dict())

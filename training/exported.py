@@ -233,7 +233,7 @@ def _imitate(
 ) -> None:  # fmt: skip
     """Teach these parameters, and only them, what the teacher draws, enlarged to the recipe's side."""
     optimiser = torch.optim.Adam(learning, lr=rate, betas=(0.5, 0.99))
-    draw = getattr(generator, "plain", generator)
+    draw, device = getattr(generator, "plain", generator), learning[0].device
     generator.train().requires_grad_(False)
     for tensor in learning:
         tensor.requires_grad_(True)
@@ -245,8 +245,8 @@ def _imitate(
         z = torch.randn(BATCH, recipe.latent_dim)
         with torch.no_grad():
             drawn = teacher.draws(z)
-        target = F.interpolate(drawn, size=(recipe.size, recipe.size), mode="bilinear", align_corners=False)
-        images = draw(z)
+        target = F.interpolate(drawn.to(device), size=(recipe.size, recipe.size), mode="bilinear", align_corners=False)
+        images = draw(z.to(device))
         difference = F.l1_loss(images, target)
         loss = difference + F.l1_loss(F.avg_pool2d(images, POOLED), F.avg_pool2d(target, POOLED))
         optimiser.zero_grad()

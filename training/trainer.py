@@ -384,7 +384,8 @@ class Trainer:
         if state["family"] != self.family.name:
             raise checkpoint.CheckpointError(f"checkpoint of family {state['family']!r}, not {self.family.name!r}")
         fresh: list[str] = []
-        grown = state["recipe"]["size"] * 2 == self.recipe.size
+        # A discriminator of patches has as many layers at any side.
+        grown = self.family.pairing == "none" and state["recipe"]["size"] * 2 == self.recipe.size
         for target, before in ((self.nets, state["nets"]), (self.ema, state["ema"])):
             own = target.state_dict()
             given = checkpoint.counted_from_the_end(before, own, "discriminator.body.") if grown else before

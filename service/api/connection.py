@@ -385,6 +385,17 @@ class BoundedConnection(HttpToolsProtocol):
     def _refuse(self, status: int, detail: str) -> None:
         """Answer, unless an earlier request's answer is still under way, and close."""
         self._stop_waiting()
-        if not self._answering:
+        own = self._unanswered()
+        if own is not None or not self._answering:
             self.transport.write(unheard(status, detail))
+        if own is not None:  # nothing of it may follow that answer
+            own.disconnected = True
+            own.message_event.set()
         self.transport.close()
+
+    def _unanswered(self) -> RequestResponseCycle | None:
+        """The request whose body is being read, where nobody has begun to answer it and none is before it."""
+        cycle = self.cycle
+        if self._in_head or self.pipeline or cycle is not self._serving or not isinstance(cycle, RequestResponseCycle):
+            return None
+        return None if cycle.response_started or cycle.response_complete else cycle

@@ -40,12 +40,14 @@ EARLY_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request at the gate. `left_s`: until its deadline, infinite without one. `key`: what it asks for."""
+    """A request at the gate. `left_s`: until its deadline, infinite without one. `key`: what it asks for; `common`:
+    whether strangers often ask for the same, so that who finds a promise need not be the one who was told."""
 
     rows: int
     priority: int
     left_s: float
     key: Callable[[], Hashable]
+    common: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class Gate:
             raise self._refused(asked, line, limit_s, full)
         key = asked.key()
         promise = promises.find(key)
+        if promise is not None and asked.common and promise.due_s - line.now_s > EARLY_S:
+            promise = None  # a stranger's: who was told that moment would come then
         if promise is None:
             if fits and self._to_spare(asked, line, limit_s, done_s):
                 return done_s

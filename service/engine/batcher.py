@@ -292,7 +292,7 @@ class Batcher:
             if self._free and (not self._queue or self._rides_now(rows, remaining_s, gate, share)):
                 return 0.0
         known = partial(key_of, inputs, priority) if key is None else lambda: (priority, key)
-        asked = Asked(rows, priority, remaining_s, known)
+        asked = Asked(rows, priority, remaining_s, known, key is not None)
         if self._queue.rows + rows > MOST_ROWS * self._gate.max_rows:
             gate, share = self._gate, None
         try:

@@ -413,6 +413,10 @@ class Engine:
         """By `name@version`, of those that went lately their totals, too; cheap enough for every scrape."""
         return {} if self._repository is None else self._repository.stats()
 
+    def serving_stats(self) -> dict[str, ModelStats]:
+        """By `name@version`, of those that serve, since they were loaded: what tells how busy their lanes are."""
+        return {} if self._repository is None else self._repository.serving_stats()
+
     def memory(self) -> MemoryStats:
         """What the process and its devices hold, and what idle models gave back; cheap enough for every scrape."""
         return memory_stats(()) if self._repository is None else self._repository.memory()

@@ -13,7 +13,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from service.engine.batcher import Batcher
@@ -432,10 +432,16 @@ class Repository:
 
     def _remember(self, model: LoadedModel, done: BatcherStats) -> None:
         before = self._past.pop(model.ref, None)
-        self._past[model.ref] = (done if before is None else followed(before[0], done), time.monotonic())
+        whole = done if before is None else replace(followed(before[0], done), gone=True)
+        self._past[model.ref] = whole, time.monotonic()
         others = [ref for ref in self._past if ref not in self._loaded]
         for ref in others[:-PAST_KEPT]:
             del self._past[ref]
+
+    def serving_stats(self) -> dict[str, BatcherStats]:
+        """As `stats`, of what serves alone, since it was loaded."""
+        loaded = self._loaded.items()
+        return {ref: _stats_of([graph.batcher for graph in model.graphs.values()]) for ref, model in loaded}
 
     def stats(self) -> dict[str, BatcherStats]:
         """By `name@version`: of versions that serve or finish, and the totals of those that went lately.

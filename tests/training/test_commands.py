@@ -191,6 +191,11 @@ def test_a_run_of_half_the_side_is_imitated_first(folder, tmp_path, capsys, monk
     grown = ["--size", "16", "--set", "max_channels=8", "--set", "generator_width=2"]
     assert train(folder, tmp_path / "large", *grown, "--start-from", str(tmp_path / "small"), family="dcgan") == 0
     assert "imitating small: 0 kimg" in capsys.readouterr().err
+    assert train(folder, tmp_path / "young", family="progan") == 0
+    assert (
+        train(folder, tmp_path / "old", "--size", "16", "--start-from", str(tmp_path / "young"), family="progan") == 0
+    )
+    assert "imitating" not in capsys.readouterr().err, "which grows by itself"
     assert json.loads((tmp_path / "large" / "recipe.json").read_text())["started_from"]["images"] == 40
 
 

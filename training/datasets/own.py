@@ -69,13 +69,13 @@ def held_out(digests: Sequence[str], fraction: float) -> NDArray[np.bool_]:
     """
     values = np.array([int(digest[:12], 16) / 16**12 for digest in digests])
     out = values < fraction
-    if len(values) == 1:
-        out[:] = False
-    elif fraction > 0:
+    if fraction > 0:
         if not out.any():
-            out[np.argmin(values)] = True
+            out = values == values.min(initial=1.0)  # all of that digest: the inputs of one target stay together
         elif out.all():
-            out[np.argmax(values)] = False
+            out = values != values.max(initial=0.0)
+        if out.all():  # there is but one
+            out[:] = False
     return out
 
 

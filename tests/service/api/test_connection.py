@@ -180,6 +180,15 @@ async def test_trailers_and_large_bodies_in_many_pieces_are_read():
         assert await answer(reader) == b"%d" % (40 * 8192) and await answer(reader) == b"3"
 
 
+@pytest.mark.parametrize("piece", [b"zz\r\n", b"3\r\nabcd\r\n"])
+async def test_a_body_that_breaks_its_framing_is_told_so(piece):
+    async with connected() as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        await asyncio.sleep(0.05)  # the request is under way
+        writer.write(piece)
+        assert "not an HTTP/1.1 request" in problem(await reader.read(), 400)["detail"]
+
+
 async def test_a_line_that_is_too_long_is_refused_as_a_head_is():
     async with connected() as (reader, writer):
         writer.write(b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")

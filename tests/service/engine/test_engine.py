@@ -516,8 +516,10 @@ async def test_what_a_version_has_done_stays_when_it_goes(tmp_path, monkeypatch)
             await asyncio.sleep(0.01)
         found = engine.stats()["tiny@1"]
         assert (found.rows_total, found.queue_rows, found.row_s) == (4, 0, 0.0)
+        assert found.gone, "though it was loaded twice"
         await engine.load("tiny")
         assert engine.stats()["tiny@1"].rows_total == 4 and engine.stats()["tiny@1"].lanes
+        assert engine.serving_stats()["tiny@1"].rows_total == 0, "of what serves now alone"
         await engine.unload("tiny")
         monkeypatch.setattr("service.engine.repository.PAST_S", -1.0)
         while engine.stats():  # noqa: ASYNC110

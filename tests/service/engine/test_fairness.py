@@ -256,6 +256,19 @@ def test_clients_that_are_served_at_once_are_forgotten_too():
     virtually(work)
 
 
+def test_strangers_who_ask_for_the_same_do_not_wait_for_one_promise():
+    """Each of them is told a moment of its own, as those are who ask for pictures of their own."""
+    gate = Gate("m", RunCosts(lambda count: 0.01 * count), 8)
+    told = []
+    for _ in range(20):
+        with pytest.raises(Overloaded) as refused:
+            gate.admit(Asked(4, 5, 30.0, lambda: ("drawn", 4), True), Line(0.0, 8, 8, [0.04], 4))
+        told.append(refused.value.retry_after_s)
+    assert len({round(one, 6) for one in told}) >= 15 and len(gate.promises) == 20
+    assert gate.admit(Asked(4, 5, 30.0, lambda: ("drawn", 4), True), Line(told[0], 0, 0, [0.0], 4)) > 0
+    assert len(gate.promises) == 19
+
+
 def test_a_place_that_was_promised_can_be_taken_where_nothing_waits():
     """Though it is for more rows than may wait behind others."""
     gate = Gate("m", RunCosts(lambda count: 0.01 * count), 8)

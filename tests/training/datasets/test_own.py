@@ -243,3 +243,11 @@ def test_unknown_sources_and_arguments_are_named(tmp_path: Path) -> None:
 def test_folders_of_pairs_are_told_from_classes() -> None:
     assert "not as pairs" in DataReport("x", classes=("input", "target")).text()
     assert "not as pairs" not in DataReport("x", classes=("input", "output")).text()
+
+
+def test_equal_digests_are_held_out_together_or_not_at_all():
+    a, b, c = ("0" * 11 + "1" * 53, "8" * 64, "f" * 64)
+    assert held_out([a, a, b], 0.0000001).tolist() == [True, True, False]
+    assert held_out([a, b, b], 1.0).tolist() == [True, False, False]
+    assert held_out([c], 1.0).tolist() == [False] and held_out([b, b], 0.9).tolist() == [False, False]
+    assert held_out([a, b, c], 0.0).tolist() == [False] * 3
