@@ -24,8 +24,8 @@ BATCH = int(os.environ.get("PEER_BATCH", "1"))
 
 
 def draws(manifest: Mapping[str, Any]) -> bool:
-    """Whether the model draws images from latents: the others take a picture, which is another race."""
-    return "generate" in manifest["tasks"]
+    """Whether the model draws images from latents, by one graph: what takes a picture is another race."""
+    return "generate" in manifest["tasks"] and len(manifest["graphs"]) == 1
 
 
 class Generators:
