@@ -102,12 +102,9 @@ def _key(arguments: argparse.Namespace) -> int:
 
 def _serve(settings: Settings, unknown: Sequence[str]) -> int:
     gc.disable()  # until the models are in: what a start makes stays, and looking at it again and again takes time
-    from service.api.server import serve, start_logs  # here: `--help` and a wrong flag need no web framework
+    from service.api.server import serve  # here: `--help` and a wrong flag need no web framework
 
-    start_logs(settings)
-    for message in unknown:
-        logging.getLogger("ganymede").warning("%s", message)
-    status = serve(settings)
+    status = serve(settings, unknown)
     if any(thread.daemon for thread in threading.enumerate()):
         # A model that is being loaded still, or a lane that was given up: were Python taken down under the native code
         # that such a thread runs, the process would abort, and with another status.

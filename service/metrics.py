@@ -134,10 +134,7 @@ class Metrics:
 
     def replicas_wanted(self) -> float:
         """The gauge's value alone, for autoscalers that do not scrape; call in the event loop's thread."""
-        return self._wanted(self._engine.serving_stats())
-
-    def _wanted(self, stats: "Mapping[str, ModelStats]") -> float:
-        return self._demand.wanted(time.monotonic(), time.thread_time(), stats)
+        return self._demand.wanted(time.monotonic(), time.thread_time(), self._engine.serving_stats())
 
     async def watch_loop(self) -> None:
         """Measure the event loop's lag, and how busy the replica is, until cancelled."""

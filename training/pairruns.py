@@ -133,7 +133,7 @@ def _unpaired_tables(run: exporting.TrainedRun, pairs: Pairs, count: int) -> dic
     """Each direction's outputs against the other set, beside the untouched inputs; then what the cycle gives back."""
     assert isinstance(pairs, UnpairedSets)
     # Each image once: those that were drawn twice would lie nearer to themselves than others do.
-    a, b = (examples(UnpairedSets(side, side, pairs.cut, seed=pairs.seed), count)[0] for side in pairs.both)
+    a, b = (pairs.shown(side, count) for side in (pairs.sources, pairs.targets))
     generator, multiple = run.nets["generator"], 2**run.recipe.downsamplings
     tables = {}
     cycles: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from service.api import problems
 from service.api.negotiation import MotionForm
 from service.api.parts import Parts
-from service.api.pictures import MARK_CHARACTERS
+from service.api.pictures import mark_of
 from service.api.reading import apart
 from service.engine.wire import base64_of, npy_of
 from service.errors import GanymedeError
@@ -131,6 +131,5 @@ class Writer:
         mark, motion = None, self._motion
         if self._mark is not None:
             told = {"model": motion.model, "latents": base64_of(motion.latents[place]), **motion.alone(place)}
-            mark = Provenance(told)
-            mark = mark if len(mark.text()) <= MARK_CHARACTERS else Provenance({"model": motion.model})
+            mark = mark_of(told, motion.model)
         return encode(frame, self._form.fmt, mark, self._parts.encode_options)

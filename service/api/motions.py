@@ -29,7 +29,7 @@ from service.api.motion_body import (
 from service.api.motion_writer import BOUNDARY, Pieces, Writer
 from service.api.negotiation import MIXED, NDJSON, MotionForm, choose_motion, matches
 from service.api.parts import Parts, PartsDep
-from service.api.pictures import HEADER_CHARACTERS, MARK_CHARACTERS, onnxruntime_version, processor
+from service.api.pictures import HEADER_CHARACTERS, mark_of, onnxruntime_version, processor
 from service.api.plain import Headers
 from service.api.reading import apart
 from service.api.record import Record, record_of
@@ -159,8 +159,7 @@ async def _answer(request: Request, parts: Parts, asked: InterpolateRequest, hea
     recipe = {"model": motion.model, **asked.recipe(), "method": motion.method, "space": motion.space}
     telling = Provenance(recipe).text()
     headers |= {"x-frames": str(motion.frames)} | ({"x-recipe": telling} if len(telling) <= HEADER_CHARACTERS else {})
-    mark = Provenance(recipe if len(telling) <= MARK_CHARACTERS else {"model": motion.model})
-    writer = Writer(parts, motion, form, Pace(asked.fps), mark, recipe)
+    writer = Writer(parts, motion, form, Pace(asked.fps), mark_of(recipe, motion.model), recipe)
     if (pieces := writer.pieces()) is not None:
         first = await requests.while_connected(request, anext(pieces))  # what has a status is refused here
         _note(record, motion)

@@ -76,7 +76,7 @@ def render(
         body = npy_of(_latents(drawn))
         return Rendered(body, form.media_type, [*headers, *_seeds(drawn), (b"x-space", _space(drawn))])
     if form.shape == "grid":
-        provenance = _shortened(asking_for(drawn) | {"as": "grid"}, drawn.model) if marked else None
+        provenance = mark_of(asking_for(drawn) | {"as": "grid"}, drawn.model) if marked else None
         body = encode(compose_grid(drawn.images), form.fmt, provenance, options)
         return Rendered(body, form.media_type, [*headers, *_seeds(drawn)])
     started = perf_counter()
@@ -188,7 +188,7 @@ def _files(drawn: "Generated", fmt: str, options: EncodeOptions, marked: bool) -
 
 
 def _mark(drawn: "Generated", index: int) -> Provenance:
-    return _shortened(_alone(drawn, index), drawn.model)
+    return mark_of(_alone(drawn, index), drawn.model)
 
 
 def _alone(drawn: "Generated", index: int) -> dict[str, object]:
@@ -200,7 +200,7 @@ def _alone(drawn: "Generated", index: int) -> dict[str, object]:
     return {**told, **drawn.recipes[index]} if drawn.recipes else told
 
 
-def _shortened(recipe: dict[str, object], model: str) -> Provenance:
+def mark_of(recipe: dict[str, object], model: str) -> Provenance:
     """A recipe as a mark; one that is too long names the model alone, for less of it would ask for another picture."""
     mark = Provenance(recipe)
     return mark if len(mark.text()) <= MARK_CHARACTERS else Provenance({"model": model})
@@ -217,8 +217,7 @@ def asking_for(drawn: "Generated") -> dict[str, object]:
     if any("mix" in recipe for recipe in own) or len({seed is None for seed in drawn.seeds}) > 1:
         told["mix"] = [_as_mix(seed, recipe) for seed, recipe in zip(drawn.seeds, own, strict=True)]
     elif "latents" in own[0]:
-        told["latents"] = [recipe["latents"] for recipe in own]
-        told |= {name: own[0][name] for name in ("space",) if name in own[0]}
+        told |= {"latents": [recipe["latents"] for recipe in own]} | _where(own[0])
     else:
         told["seeds"] = list(drawn.seeds)
     told |= {name: value for name, value in own[0].items() if name not in ("mix", "latents", "space")}
@@ -232,7 +231,12 @@ def _as_mix(seed: int | None, recipe: Mapping[str, object]) -> object:
         return recipe["mix"]
     if seed is not None:
         return [{"seed": seed}]
-    return [{"latent": recipe["latents"]} | {name: recipe[name] for name in ("space",) if name in recipe}]
+    return [{"latent": recipe["latents"]} | _where(recipe)]
+
+
+def _where(recipe: Mapping[str, object]) -> dict[str, object]:
+    """The space that a recipe's latents lie in, where it says one."""
+    return {"space": recipe["space"]} if "space" in recipe else {}
 
 
 def _latents(drawn: "Generated") -> "npt.NDArray[np.float32]":

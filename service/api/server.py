@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -37,9 +38,15 @@ LINGER_S = 0.2
 """Between closing the port and closing idle connections: what clients had sent by then is still read and answered."""
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal; the exit status: 0 drained, 1 the models or the port could not be opened."""
+def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
+    """Serve until a signal; the exit status: 0 drained, 1 the models or the port could not be opened.
+
+    Args:
+        warnings: what there is to say of how it was started; the log's first lines.
+    """
     start_logs(settings)
+    for message in warnings:
+        _log.warning("%s", message)
     server = server_of(settings)
     try:
         server.run()

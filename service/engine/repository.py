@@ -268,7 +268,7 @@ class Repository:
         await settled(models, timeout_s)
         for waking in self._waking.values():
             _settle(waking.over)  # who waits for a model to load is told that there is no time for it
-        batchers = [graph.batcher for model in models for graph in model.graphs.values()]
+        batchers = _batchers_of(*models)
         return all(await asyncio.gather(*(batcher.drain(0.0) for batcher in batchers)))
 
     async def close(self) -> None:
@@ -284,9 +284,9 @@ class Repository:
             models, self._loaded = list(self._loaded.values()), {}
             self._asleep.clear()
             self._resolved.clear()
-            batchers = [graph.batcher for model in models for graph in model.graphs.values()]
+            batchers = _batchers_of(*models)
             await asyncio.gather(*(batcher.close() for batcher in batchers))
-            retiring = [graph.batcher for model in self._retiring.values() for graph in model.graphs.values()]
+            retiring = _batchers_of(*self._retiring.values())
             await asyncio.gather(*(batcher.drain(0.0) for batcher in retiring))
             await asyncio.gather(*self._retiring)
             self._seen.clear()
@@ -416,7 +416,7 @@ class Repository:
     def _retire(self, model: LoadedModel) -> None:
         self._resolved.clear()
         model.state = "draining"
-        own = model.ref, [graph.batcher for graph in model.graphs.values()]
+        own = model.ref, _batchers_of(model)
         task = asyncio.create_task(self._finish(model, own))
         self._retiring[task] = model
         self._finishing.append(own)
@@ -440,8 +440,7 @@ class Repository:
 
     def serving_stats(self) -> dict[str, BatcherStats]:
         """As `stats`, of what serves alone, since it was loaded."""
-        loaded = self._loaded.items()
-        return {ref: _stats_of([graph.batcher for graph in model.graphs.values()]) for ref, model in loaded}
+        return {ref: _stats_of(_batchers_of(model)) for ref, model in self._loaded.items()}
 
     def stats(self) -> dict[str, BatcherStats]:
         """By `name@version`: of versions that serve or finish, and the totals of those that went lately.
@@ -452,9 +451,8 @@ class Repository:
         for ref in [ref for ref, (_, gone_s) in self._past.items() if gone_s < oldest_s and ref not in self._loaded]:
             del self._past[ref]
         found = {ref: totals for ref, (totals, _) in self._past.items()}
-        serving = [(ref, [graph.batcher for graph in model.graphs.values()]) for ref, model in self._loaded.items()]
-        for ref, batchers in (*self._finishing, *serving):
-            own = _stats_of(batchers)
+        retiring = [(ref, _stats_of(batchers)) for ref, batchers in self._finishing]
+        for ref, own in (*retiring, *self.serving_stats().items()):
             found[ref] = followed(found[ref], own) if ref in found else own
         return found
 
@@ -466,6 +464,10 @@ def _forget(retiring: dict[asyncio.Task[None], LoadedModel], task: asyncio.Task[
 def _settle(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _batchers_of(*models: LoadedModel) -> list[Batcher]:
+    return [graph.batcher for model in models for graph in model.graphs.values()]
 
 
 def _stats_of(batchers: Sequence[Batcher]) -> BatcherStats:

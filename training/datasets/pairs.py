@@ -159,11 +159,6 @@ class UnpairedSets:
     def __len__(self) -> int:
         return len(self.sources)
 
-    @property
-    def both(self) -> tuple[Images, Images]:
-        """Sources and targets, all of them."""
-        return self.sources, self.targets
-
     def draw(self, indices: Indices, turns: Indices) -> tuple[Images, Images]:
         """See Pairs."""
         sources, targets = [], []
@@ -173,20 +168,18 @@ class UnpairedSets:
             targets += self.cut([self.targets[random.integers(len(self.targets))]], random)
         return np.stack(sources), np.stack(targets)
 
-    def sides(self, sources: Indices, targets: Indices) -> tuple[Images, Images]:
-        """Cuts of these sources [N, h, w, 3], and of these targets [N, h, w, 3], anew from the first when they end."""
-        found = [
-            np.stack([self.cut([side[index]], _random(self.seed, int(index), 0))[0] for index in indices])
-            for side, indices in ((self.sources, sources), (self.targets, np.resize(targets, len(sources))))
-        ]
-        return found[0], found[1]
+    def shown(self, side: Images, count: int, seed: int = 0) -> Images:
+        """Cuts of `count` of one side's images (or as many as there are), each another, in a fixed random order."""
+        indices = np.random.RandomState(seed).permutation(len(side))[:count]
+        return np.stack([self.cut([side[index]], _random(self.seed, int(index), 0))[0] for index in indices])
 
 
 def examples(pairs: Pairs, count: int, seed: int = 0) -> tuple[Images, Images]:
     """`count` pairs (or as many as there are), always the same: images in a fixed random order, at turn 0."""
-    indices = np.random.RandomState(seed).permutation(len(pairs))[:count].astype(np.int64)
     if isinstance(pairs, UnpairedSets):
-        return pairs.sides(indices, np.random.RandomState(seed).permutation(len(pairs.targets)))
+        sources, targets = (pairs.shown(side, count, seed) for side in (pairs.sources, pairs.targets))
+        return sources, targets[np.resize(np.arange(len(targets)), len(sources))]
+    indices = np.random.RandomState(seed).permutation(len(pairs))[:count].astype(np.int64)
     return pairs.draw(indices, np.zeros(len(indices), np.int64))
 
 
