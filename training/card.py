@@ -19,8 +19,8 @@ def render(
         facts: the run's recipe.json.
         recipe: as trained.
         paper: of the family.
-        images_seen: real images shown in training.
-        seconds: the training loop's, by the run's clock.
+        images_seen: real images shown in training, by this run and by those that it was begun from.
+        seconds: the training loops', likewise, each by its run's clock.
         evaluation: evaluation.json of the same weights, or None when there is none.
         task: what the model serves.
     """
@@ -42,9 +42,8 @@ def render(
         f"- **Family**: {facts['family']}, recipe `{recipe.name}`, objective `{recipe.objective}`. {paper}.",
         f"- **Training data**: {data['name']}, {data['train']:,} images ({data['license']}); "
         f"{data['test']:,} held out.",
-        f"- **Training**: {images_seen / 1000:,.0f} kimg, {seconds / 60:.0f} minutes of {_clock(facts)} time on "
-        f"{machine}, seed {facts['seed']}, torch {facts['torch']}, "
-        f"source {facts['commit']}{_begun(facts)}.",
+        f"- **Training**: {_shown(facts, images_seen, seconds, machine)}, seed {facts['seed']}, "
+        f"torch {facts['torch']}, source {facts['commit']}{_begun(facts)}.",
         f"- **License of the data**: {data['license']}; {terms}.",
         "",
         "## Evaluation",
@@ -56,6 +55,17 @@ def render(
         lines += ["", "## Departures from the paper", ""]
         lines += [f"- {what}: {why}" for what, why in recipe.notes.items()]
     return "\n".join(lines) + "\n"
+
+
+def _shown(facts: Mapping[str, Any], images_seen: int, seconds: float, machine: str) -> str:
+    """What this run took, and apart from it what those before took: it may have been elsewhere and by another clock."""
+    before = facts.get("started_from") or {"images": 0, "seconds": 0.0}
+    own = f"{(images_seen - before['images']) / 1000:,.0f} kimg, {(seconds - before['seconds']) / 60:.0f} minutes"
+    text = f"{own} of {_clock(facts)} time on {machine}"
+    if not before["images"]:
+        return text
+    minutes = f" and {before['seconds'] / 60:.0f} minutes" if before["seconds"] else ""
+    return f"{text}, after {before['images'] / 1000:,.0f} kimg{minutes} of what it was begun from"
 
 
 def _begun(facts: Mapping[str, Any]) -> str:

@@ -51,7 +51,15 @@ def test_another_device_is_named():
 
 def test_what_it_began_from_is_named():
     assert "; begun from `faces-32@5`." in rendered(started_from={"images": 0, "seconds": 1.0, "model": "faces-32@5"})
-    assert "begun from" not in rendered(started_from={"images": 5, "seconds": 1.0}) + rendered(started_from=None)
+    assert "begun from `" not in rendered(started_from={"images": 5, "seconds": 1.0}) + rendered(started_from=None)
+
+
+def test_what_was_before_is_told_apart():
+    text = rendered(started_from={"images": 1_000_000, "seconds": 3000.0})  # of 1,234,500 and 3,660
+    assert "234 kimg, 11 minutes of" in text and ", after 1,000 kimg and 50 minutes of what it was begun from," in text
+    adopted = rendered(started_from={"images": 1_000_000, "seconds": 0.0, "model": "faces-32@5"})
+    assert "234 kimg, 61 minutes of" in adopted and ", after 1,000 kimg of what it was begun from," in adopted
+    assert "1,234 kimg, 61 minutes of" in rendered() and "after" not in rendered().split("## ")[0]
 
 
 def test_drawn_faces_are_called_drawings():

@@ -268,7 +268,7 @@ def figures(table):
 
 
 def test_a_model_that_draws_nothing_is_not_evaluated(tmp_path, capsys):
-    assert main(["evaluate", "--model", "models/photo-x2/3"]) == 1
+    assert main(["evaluate", "--model", "models/photo-x2/4"]) == 1
     assert "does not generate" in capsys.readouterr().err
 
 
