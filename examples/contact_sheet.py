@@ -1,6 +1,8 @@
-"""Draw one picture with samples of every model, through the engine and without HTTP. Made the README's picture.
+"""Draw one picture with samples of every model, through the engine and without HTTP.
 
-    python examples/contact_sheet.py models docs/images/samples.png
+    python examples/contact_sheet.py models sheet.png
+
+The README's picture was made so from a folder of digits-28, faces-32 and fashion-28 alone.
 
 Seeds count from 0, none left out; a conditional model has one column per class.
 """

@@ -78,7 +78,9 @@ class Settings(BaseModel):
         False,
         description="Whether every answer forbids browsers to guess its type, to frame it and to send referrers.",
     )
-    playground: bool = Field(True, description="Whether the web page at `/` is served. Turn off for a pure API.")
+    playground: bool = Field(
+        True, description="Whether the pages at `/` and `/docs` are served. Turn off for a pure API."
+    )
 
     lanes: int | None = Field(
         None,
@@ -119,7 +121,8 @@ class Settings(BaseModel):
         2.0,
         gt=0,
         le=3600,
-        description="Seconds between looks for new model folders. Longer on slow network disks.",
+        description="Seconds between looks for new model folders. Longer on slow network disks; `none` never looks: "
+        "only `/load` (and `watch_models`) brings new versions.",
     )
 
     watch_models: bool = Field(
@@ -225,7 +228,10 @@ class Settings(BaseModel):
     )
 
     encode_threads: int = Field(
-        2, ge=1, le=64, description="Threads that encode pictures. The cores left over by the lanes, at least 1."
+        2,
+        ge=1,
+        le=64,
+        description="Threads that encode pictures, and decode uploads. The cores left over by the lanes, at least 1.",
     )
     jpeg_quality: int = Field(
         90, ge=1, le=95, description="JPEG quality. 90 is hard to tell from the original; 75 is half the bytes."
@@ -256,13 +262,14 @@ class Settings(BaseModel):
         ge=1024,
         le=1 << 30,
         description="Largest body of `/translate`, `/upscale` and `/project` in bytes; beyond it 413. "
-        "Phones send up to 16 MiB.",
+        "Phones send up to 16 MiB. All uploads together may hold 16 times as much.",
     )
     max_pixels: int = Field(
         40_000_000,
         ge=1,
         le=178_000_000,
-        description="Most pixels of an uploaded image, read from its header. Each takes about 8 bytes while decoding.",
+        description="Most pixels of an uploaded image, read from its header. Each takes about 8 bytes while decoding; "
+        "4 times as many are decoded at once.",
     )
     max_side: int = Field(
         16_384, ge=1, le=65_535, description="Longest side of an uploaded image in pixels. Cameras stay below 16384."
@@ -283,7 +290,8 @@ class Settings(BaseModel):
         64_000_000,
         ge=1,
         le=1_000_000_000,
-        description="Most pixels of an upscaled result. Large PNGs stream; JPEG and WebP are held whole, 8 bytes each.",
+        description="Most pixels of an upscaled result, and of all frames of an animation. Large PNGs stream; JPEG and "
+        "WebP are held whole, 8 bytes each.",
     )
     max_whole_pixels: int = Field(
         1_000_000,
