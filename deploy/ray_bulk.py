@@ -140,6 +140,7 @@ class Drawer:
 def lean(settings: Settings, cpus: int) -> Settings:
     """For a worker of so many cores: only the model that is asked for is loaded, nothing looked for or timed."""
     changes = {"load_on_demand": True, "poll_models_s": None, "lanes": cpus, "threads_per_lane": 1, "profile_s": 0.0}
+    changes |= {"max_images": max(settings.max_images, AT_ONCE)}
     return settings.model_copy(update=changes)
 
 

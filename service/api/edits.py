@@ -19,7 +19,7 @@ from service.api.negotiation import Form, choose
 from service.api.parts import Parts, PartsDep
 from service.api.pictures import onnxruntime_version, processor
 from service.api.plain import Headers
-from service.api.reading import BINARY, ERRORS, Upload, apart, openapi, read_upload
+from service.api.reading import BINARY, ERRORS, Upload, apart, openapi, pictures_held, read_upload
 from service.api.record import record_of
 from service.api.streaming import Streamed
 from service.api.strict_json import shown
@@ -109,11 +109,12 @@ async def _edit(request: Request, parts: Parts, task: Task, known: tuple[str, ..
             record.take(painting.tally)  # type: ignore[arg-type]
             record.images = 1
             return Streamed(_pieces(parts, painting, first, held.pop_all()), headers, FORMATS["png"])
+        held.enter_context(pictures_held(request, parts).taken(painting.height * painting.width))
         pixels = await requests.while_connected(request, painting.whole())
-    record.take(painting.tally)  # type: ignore[arg-type]
-    started_s = perf_counter()
-    mark, options = _mark(parts, painting), parts.encode_options
-    body = await apart(parts, lambda: encode(pixels, form.fmt, mark, options))
+        record.take(painting.tally)  # type: ignore[arg-type]
+        started_s = perf_counter()
+        mark, options = _mark(parts, painting), parts.encode_options
+        body = await apart(parts, lambda: encode(pixels, form.fmt, mark, options))
     record.stages["encode"] = perf_counter() - started_s
     record.images = 1
     return Response(body, 200, headers, form.media_type)
@@ -163,7 +164,9 @@ def _choices(accept: str | None, form: Fields, model: "ModelInfo") -> tuple[int 
 def _tag(parts: Parts, asked: Asked, fmt: str, painting: "Painting") -> str:
     """A strong ETag: the answer is a function of the upload, the model, and who computes and writes it."""
     streamed = fmt == "png" and painting.height * painting.width >= STREAMED_PX
-    writer = [fmt, encoder_version(fmt, parts.encode_options), parts.settings.provenance, streamed]
+    # A streamed PNG is packed by bands, whose height follows the tiles'.
+    bands = parts.settings.tile_side if streamed else None
+    writer = [fmt, encoder_version(fmt, parts.encode_options), parts.settings.provenance, bands]
     names = [asked.model.fingerprint, asked.digest, writer, onnxruntime_version(), processor()]
     return f'"{hashlib.sha256(repr(names).encode()).hexdigest()[:32]}"'
 

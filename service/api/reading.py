@@ -126,13 +126,18 @@ async def apart(parts: Parts, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(parts.encoders, work)
 
 
+def pictures_held(request: Request, parts: Parts) -> Room:
+    """How many pixels all requests of this app hold, decoded or as results that are encoded whole."""
+    return _shared(request, parts)[1]
+
+
 def _shared(request: Request, parts: Parts) -> tuple[Room, Room, Turns]:
     """What all requests of this app share."""
     state = request.app.state
     if not hasattr(state, "rooms"):
         settings = parts.settings
         uploads = Room(UPLOADS_HELD * settings.max_upload_bytes, "bytes")
-        state.rooms = uploads, Room(PICTURES_HELD * settings.max_pixels, "pixels")
+        state.rooms = uploads, Room(PICTURES_HELD * settings.max_pixels + settings.max_result_pixels, "pixels")
         state.turns = Turns()
     return *state.rooms, state.turns
 

@@ -16,6 +16,7 @@ from service.engine.memory import trim
 from service.engine.profile import Plan
 from service.engine.recovery import RecoveringSession
 from service.engine.session import Array
+from service.engine.tiling import Geometry
 from service.manifest import GraphSpec, Manifest
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,10 @@ LOOK_S = 0.01
 
 @dataclass(frozen=True, eq=False)
 class LoadedGraph:
-    """One graph that is served. `row`: one recorded row of each input, for runs that nobody waits for."""
+    """One graph that is served.
+
+    `row`: one recorded row of each input, for runs that nobody waits for. `reach`: of one from pictures to a picture.
+    """
 
     spec: GraphSpec
     plan: Plan
@@ -39,6 +43,7 @@ class LoadedGraph:
     sessions: Sequence[RecoveringSession]
     why: tuple[str, ...]
     row: Mapping[str, Array]
+    reach: Geometry | None = None
 
     @property
     def providers(self) -> tuple[str, ...]:

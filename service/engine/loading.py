@@ -15,13 +15,15 @@ from service.engine.options import EngineOptions
 from service.engine.probing import resize
 from service.engine.profile import Plan, choose_plan, lane_sessions, planned_for, shelf_of
 from service.engine.providers import device_ids
+from service.engine.reach import geometry
 from service.engine.recovery import HalvingSession, Provided, RecoveringSession, out_of_memory
 from service.engine.session import Array, Arrays, OrtSession, Watch, check_golden
 from service.engine.shapes import ShapedSession
+from service.engine.tiling import Geometry
 from service.errors import FileInvalid, GanymedeError, RunFailed
 from service.manifest import GraphSpec, Manifest
 from service.onnxfile import read_contents
-from service.onnxgraph import read_graph
+from service.onnxgraph import Graph, read_graph
 from service.package import read_golden, read_npz, verify_package
 from service.process import step_back
 
@@ -43,7 +45,8 @@ class PreparedGraph:
 
     `why`: why no better provider was obtained, or a device was left out. `row`: the first recorded row of each input.
     `lone_s`: see `Batcher`; 0 where a run could hang (loops in the graph), waits for a device anyway, or may be fed a
-    larger picture than was measured.
+    larger picture than was measured. `reach`: see `LoadedGraph`; read here, since the folder may go while the model
+    serves on.
     """
 
     plan: Plan
@@ -51,6 +54,7 @@ class PreparedGraph:
     why: tuple[str, ...]
     row: dict[str, Array]
     lone_s: float = 0.0
+    reach: Geometry | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,8 @@ class _Maker:
 def _prepare_graph(
     folder: Path, ref: str, spec: GraphSpec, golden: Arrays, options: EngineOptions, progress: Progress, apart: "Apart"
 ) -> PreparedGraph:
-    sums = lone_sums(read_graph(folder / spec.file))
+    graph = read_graph(folder / spec.file)
+    sums = lone_sums(graph)
     if sums:
         options = replace(options, max_batch=1)
     make = _Maker(folder / spec.file, spec, ref, options)
@@ -267,7 +272,16 @@ def _prepare_graph(
         lanes += _recovering(own, partial(make, plan.threads, device_id, search=plan.search), plan, row, make)
     kinds = {kind for _, kind in read_contents(folder / spec.file).operators}
     ends = first.provider == "cpu" and not kinds & LOOPS
-    return PreparedGraph(plan, lanes, why, row, LONE_S if ends and is_of_one_size(spec) else 0.0)
+    lone_s = LONE_S if ends and is_of_one_size(spec) else 0.0
+    return PreparedGraph(plan, lanes, why, row, lone_s, _reach_of(spec, graph))
+
+
+def _reach_of(spec: GraphSpec, graph: Graph) -> Geometry | None:
+    """How far a graph from pictures to a picture reaches; None of others."""
+    output = next((tensor.name for tensor in spec.outputs if tensor.kind == "image"), None)
+    if output is None or not any(tensor.kind == "image" for tensor in spec.inputs):
+        return None
+    return geometry(graph, [tensor.name for tensor in spec.inputs], output)
 
 
 def is_of_one_size(spec: GraphSpec) -> bool:

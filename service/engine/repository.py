@@ -333,7 +333,7 @@ class Repository:
                 name=prepared.manifest.ref,
             )
             spec = prepared.manifest.graphs[name]
-            graphs[name] = LoadedGraph(spec, plan, batcher, sessions, graph.why, graph.row)
+            graphs[name] = LoadedGraph(spec, plan, batcher, sessions, graph.why, graph.row, graph.reach)
         return graphs
 
     async def _shrink_idle(self, after_s: float) -> None:

@@ -30,10 +30,23 @@ async function load() {
   const known = (task) => Object.hasOwn(TASKS, task);
   state.all = answer.models.filter((model, index, all) =>
     model.tasks.some(known) && all.findIndex((other) => other.name === model.name) === index);
-  if (!state.all.length) return say("No model is loaded yet. Put an exported model into the models' folder.", true);
+  if (!state.all.length) return wake(answer.asleep ?? []);
   settle();
   render();
   draw();
+}
+
+// Models that sleep are loaded by the first request for one; any of them makes the page of use.
+async function wake(asleep) {
+  const [name] = (asleep[0] ?? "").split("@");
+  if (!name) return say("No model is loaded yet. Put an exported model into the models' folder.", true);
+  say(`${asleep.length === 1 ? "One model sleeps" : `${asleep.length} models sleep`} until asked for: waking ${name}.`);
+  const reply = await ask("/generate", {
+    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ model: name, seed: 0 }),
+  }).catch(() => null);
+  const answer = await ask("/models").then((one) => one.json()).catch(() => null);
+  if (answer?.models?.length) return load();
+  say(`Nothing is loaded: ${asleep.join(", ")} sleep until asked for.`, true, reply?.status);
 }
 
 // An address may name a task that no model does, or a model that does not do it.
@@ -105,7 +118,11 @@ function render() {
       : curlLine("POST", "/generate", body({ as: "grid" }), `${model.name}.${state.format}`);
 }
 
+let listed = ""; // a list that is the same stays: with a key each sample would be fetched anew
 function renderModels() {
+  const wanted = JSON.stringify([state.task, state.model, key.get(), ...models().map((one) => one.ref)]);
+  if (wanted === listed) return;
+  listed = wanted;
   at("models").replaceChildren(...models().map((one) => {
     const sample = element("img", { alt: "", loading: "lazy" });
     sample.addEventListener("error", () => sample.replaceWith(element("span", { className: "blank" })));
@@ -119,6 +136,16 @@ function renderModels() {
 
 function renderDirections(names) {
   at("directions-field").hidden = !names.length;
+  const sliders = [...at("directions").children];
+  if (sliders.map((one) => one.firstChild.textContent).join() === names.join()) {
+    // Those that are there stay: one that is being dragged would be lost.
+    for (const [index, name] of names.entries()) {
+      const [, slider, value] = sliders[index].children, strength = state.directions[name] ?? 0;
+      if (Number(slider.value) !== strength) slider.value = strength;
+      value.textContent = strength.toFixed(1);
+    }
+    return;
+  }
   at("directions").replaceChildren(...names.map((name) => {
     const value = element("output", { textContent: (state.directions[name] ?? 0).toFixed(1) });
     const slider = element("input", { type: "range", min: -4, max: 4, step: 0.2, value: state.directions[name] ?? 0 });
@@ -198,9 +225,11 @@ async function draw() {
   const ms = (seconds) => `${(seconds * 1000).toFixed(1)} ms`, took = ms((performance.now() - began) / 1000);
   if (moves) {
     say(`${FRAMES} frames by ${state.model} in ${took}.`);
-    return at("pictures").replaceChildren(element("img", {
+    const shown = element("img", {
       className: current().image.width <= SMALL_PX ? "motion small" : "motion", src: URL.createObjectURL(answer), alt: "The way from seed to seed",
-    }));
+    });
+    shown.addEventListener("load", () => URL.revokeObjectURL(shown.src), { once: true });
+    return at("pictures").replaceChildren(shown);
   }
   const { run_s, queue_s, encode_s } = answer.timings;
   const count = answer.images.length === 1 ? "1 picture" : `${answer.images.length} pictures`;

@@ -35,16 +35,25 @@ function card({ path, method, operation }) {
     inside.append(element("h3", { textContent: "Parameters" }), table(["Name", "In", "Type", ""], operation.parameters.map(
       (one) => [code(one.name + (one.required ? " *" : "")), one.in, type(one.schema), prose(one.description)])));
   }
-  inside.append(element("h3", { textContent: "Call" }), element("pre", { textContent: example(path, method, schema) }));
+  inside.append(element("h3", { textContent: "Call" }), element("pre", { textContent: example(path, method) }));
   inside.append(element("h3", { textContent: "Answers" }), table(["Status", "", "Type"], Object.entries(operation.responses).map(
     ([status, reply]) => [code(status), prose(reply.description), Object.keys(reply.content ?? {}).join(", ")])));
   return element("details", { className: "operation", open: method === "post" && path === "/generate" }, head, inside);
 }
 
-function example(path, method, schema) {
+const UPLOADS = {
+  "/translate": { model: "photo-weather" }, "/upscale": { model: "photo-x4" }, "/project": { model: "faces-64", as: "image" },
+};
+
+function example(path, method) {
   const there = path.replace("{name}", "fashion-28");
   if (method === "get" && path === "/generate") return curlLine("GET", `${there}?model=fashion-28&label=Sneaker&seed=7`, null, "sneaker.png");
-  if (schema) return curlLine("POST", there, { model: "fashion-28", label: "Sneaker", seed: 7 }, "sneaker.png");
+  if (path === "/interpolate") {
+    return method === "get" ? curlLine("GET", `${there}?model=fashion-28&seeds=1,5,9&label=Sneaker`, null, "way.webp")
+      : curlLine("POST", there, { model: "fashion-28", label: "Sneaker", seeds: "1,5,9" }, "way.webp");
+  }
+  if (UPLOADS[path]) return curlLine("POST", there, null, "answer.png", { image: "@photo.jpg", ...UPLOADS[path] });
+  if (path === "/generate") return curlLine("POST", there, { model: "fashion-28", label: "Sneaker", seed: 7 }, "sneaker.png");
   return curlLine(method.toUpperCase(), there, null, path.endsWith(".png") ? "samples.png" : null);
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.ray_bulk import Drawer, Shard, lean, missing, shards_of, write
+from deploy.ray_bulk import AT_ONCE, Drawer, Shard, lean, missing, shards_of, write
 from service.settings import Settings
 
 
@@ -17,6 +17,11 @@ def drawer(tiny_models):
     own = Drawer(lean(Settings(models=tiny_models), cpus=1))
     yield own
     own.close()
+
+
+def test_a_server_that_draws_few_at_once_is_no_bound_here(tiny_models):
+    assert lean(Settings(models=tiny_models, max_images=4), cpus=1).max_images == AT_ONCE
+    assert lean(Settings(models=tiny_models, max_images=99), cpus=1).max_images == 99
 
 
 def test_shards_hold_every_seed_once():

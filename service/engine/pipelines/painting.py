@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +17,11 @@ from service.engine.batcher import Batcher
 from service.engine.entries import LAST, Answer, Done, Entry
 from service.engine.fairness import Share
 from service.engine.loaded import LoadedModel
-from service.engine.reach import geometry
 from service.engine.session import Arrays
 from service.engine.tiling import Axis, Geometry, Span, spans
 from service.engine.waiting import outcome_of
 from service.errors import DeadlineExceeded, GraphMismatch, ImageTooLarge, Overloaded
 from service.manifest import GraphSpec, Manifest, TensorSpec
-from service.onnxgraph import read_graph
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,8 +34,6 @@ REACHES = 5
 """A window is at least so many times as wide as the graph reaches: it then spends two fifths on each axis on seams."""
 RETRY_S = 0.05
 """Seconds, at least, before a tile that found the queue full comes again."""
-
-_geometries: WeakKeyDictionary[LoadedModel, Geometry] = WeakKeyDictionary()
 
 
 @dataclass
@@ -166,14 +161,11 @@ def channels_of(output: TensorSpec, alpha: Pixels | None) -> int:
     return channels if alpha is None else 4
 
 
-async def geometry_of(model: LoadedModel, graph: GraphSpec) -> Geometry:
-    """How far the graph reaches, read from its file at the first request."""
-    if model not in _geometries:
-        inputs = [tensor.name for tensor in graph.inputs]
-        output = tensor_of(graph.outputs, "image")
-        path = model.folder / graph.file
-        _geometries[model] = await asyncio.to_thread(lambda: geometry(read_graph(path), inputs, output.name))
-    return _geometries[model]
+def geometry_of(model: LoadedModel, name: str) -> Geometry:
+    """How far the graph of that name reaches, as its file said when it was loaded."""
+    reach = model.graphs[name].reach
+    assert reach is not None  # it takes and gives pictures
+    return reach
 
 
 def mirrored(start: int, stop: int, length: int) -> npt.NDArray[np.int64]:

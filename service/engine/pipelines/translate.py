@@ -88,7 +88,7 @@ async def translate(model: LoadedModel, picture: Picture, bounds: Bounds, schedu
     assert spec is not None  # the engine has looked at `tasks`
     check_picture(picture.rgb, picture.alpha, picture.mask)
     name, graph = picture_graph(model.manifest, Task.TRANSLATE)
-    reach = await geometry_of(model, graph)
+    reach = geometry_of(model, name)
     if spec.size is None:
         high, wide, _ = picture.rgb.shape
         check_whole(model, reach, high, wide, bounds.max_whole_pixels)

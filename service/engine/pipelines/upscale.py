@@ -80,7 +80,7 @@ async def upscale(
     height, width = rgb.shape[:2]
     check_result(spec, height, width, bounds.max_result_pixels)
     name, graph = picture_graph(model.manifest, Task.UPSCALE)
-    reach = await geometry_of(model, graph)
+    reach = geometry_of(model, name)
     check_whole(model, reach, height, width, bounds.max_whole_pixels)
     source, alpha = await asyncio.to_thread(_ready, spec, graph, rgb, alpha)
     output = tensor_of(graph.outputs, "image")

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from service.imaging.limits import Header, Limits, check_rest, unreadable
 
 _MAX_ITEMS = 4096
-"""Pictures are cut into tiles of their own from some 4,000 pixels on, rarely into more than a hundred."""
+"""And so many pieces of items. Pictures are cut into tiles of their own from some 4,000 pixels on, rarely into more
+than a hundred."""
 
 
 def walk_avif(view: memoryview, limits: Limits) -> Header:
     """All items' sizes (`ispe`), and those that the coded pictures say of themselves, are held against the limits."""
     sizes: list[tuple[int, int]] = []
-    parts = metadata = 0
+    parts = metadata = units = 0
     data = False
     for kind, body in _boxes(view, 0):
         parts += 1
@@ -27,8 +28,8 @@ def walk_avif(view: memoryview, limits: Limits) -> Header:
         if kind == b"meta":
             found, places = _properties(body[4:], limits)
             sizes += found
-            for offset, length in places:
-                _check_stream(view[offset : offset + length], limits)
+            for piece in _pieces(view, places):
+                units = _check_stream(piece, limits, units)
     if not data or not sizes:
         raise unreadable("is malformed: AVIF without a picture")
     width, height = max(sizes, key=lambda size: size[0] * size[1])
@@ -87,6 +88,7 @@ def _places(box: bytes) -> list[tuple[int, int]]:
     widths = take(2)
     offset_size, length_size, base_size, index_size = (widths >> shift & 15 for shift in (12, 8, 4, 0))
     places = []
+    pieces = 0
     items = take(4 if version == 2 else 2)
     if items > _MAX_ITEMS:
         raise unreadable(f"is an AVIF of more than {_MAX_ITEMS} items")
@@ -95,33 +97,55 @@ def _places(box: bytes) -> list[tuple[int, int]]:
         method = take(2) & 15 if version in (1, 2) else 0
         take(2)
         base = take(base_size)
-        for _ in range(take(2)):
+        extents = take(2)
+        pieces += extents  # counted before they are read: with fields of no width they cost no bytes
+        if pieces > _MAX_ITEMS:
+            raise unreadable(f"is an AVIF of more than {_MAX_ITEMS} pieces")
+        for _ in range(extents):
             take(index_size if version in (1, 2) else 0)
             offset, length = take(offset_size), take(length_size)
             if not method:
                 places.append((base + offset, length))
-            if len(places) > _MAX_ITEMS:
-                raise unreadable(f"is an AVIF of more than {_MAX_ITEMS} pieces")
     return places
 
 
-def _check_stream(data: memoryview, limits: Limits) -> None:
-    """The size in an AV1 sequence header may differ from the box's; the decoder allocates by the former."""
+def _pieces(view: memoryview, places: list[tuple[int, int]]) -> Iterator[memoryview]:
+    """The bytes at each place, once; together no more than the file has, or looking at them would take for ever."""
+    left = len(view)
+    for offset, length in dict.fromkeys(places):
+        # Length 0 stands for all that follows.
+        piece = view[offset : offset + length] if length else view[offset:]
+        left -= len(piece)
+        if left < 0:
+            raise unreadable("is malformed: AVIF whose pieces overlap")
+        yield piece
+
+
+def _check_stream(data: memoryview, limits: Limits, units: int) -> int:
+    """The size in an AV1 sequence header may differ from the box's; the decoder allocates by the former.
+
+    Returns:
+        how many of the stream's units were looked at, with the `units` before.
+    """
     at = 0
     while at + 2 <= len(data):
         head = data[at]
         kind, extended, sized = head >> 3 & 15, head >> 2 & 1, head >> 1 & 1
-        if head & 0x81 or not sized:
-            return  # not an AV1 stream: another item's data
-        length, start = _leb128(data, at + 1 + extended)
+        if head & 0x80:
+            return units  # not an AV1 stream: another item's data
+        units += 1
+        limits.check_parts(units, "AV1 units")
+        start = at + 1 + extended
+        length, start = _leb128(data, start) if sized else (len(data) - start, start)
         if start + length > len(data):
-            return
+            return units
         if kind == 1:
             size = sequence_size(bytes(data[start : start + min(length, 64)]))
             if size is None:
                 raise unreadable("is an AVIF whose picture does not say its size")
             limits.check_size(*size)
         at = start + length
+    return units
 
 
 def _leb128(data: memoryview, at: int) -> tuple[int, int]:

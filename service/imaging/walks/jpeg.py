@@ -28,6 +28,8 @@ def walk_jpeg(view: memoryview, limits: Limits) -> Header:
         at, marker = _next_marker(view, at)
         if marker == 0xD9:
             break
+        parts += 1  # before the marker without a segment, of which there could be as many as bytes
+        limits.check_parts(parts, "JPEG segments")
         if marker == 0x01:
             continue
         if at + 2 > len(view):
@@ -35,8 +37,6 @@ def walk_jpeg(view: memoryview, limits: Limits) -> Header:
         length = view[at] << 8 | view[at + 1]
         if length < 2 or at + length > len(view):
             raise unreadable("is cut off, or malformed: a JPEG segment is longer than the file")
-        parts += 1
-        limits.check_parts(parts, "JPEG segments")
         if marker in _FRAMES:
             if size is not None:
                 raise unreadable("is malformed: JPEG with two frame headers")

@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from service.imaging.limits import Header, Limits, check_rest, unreadable
+from service.imaging.limits import Header, Limits, check_rest, too_large, unreadable
 
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PIXELS = (b"IDAT", b"fdAT")
@@ -136,6 +136,10 @@ def _skip_blocks(view: memoryview, at: int) -> int:
     raise unreadable("is cut off in the middle of a GIF block")
 
 
+_RUNS, _RUNS_BYTES = (1, 2), 512 << 10
+"""Run-length coded pixels are unpacked some 400,000 bytes a second; drawings by old programs have a few KB."""
+
+
 def walk_bmp(view: memoryview, limits: Limits) -> Header:
     """The file header and whichever of the info headers follows it; packed rows need as many bytes as they say."""
     if len(view) < 26:
@@ -154,6 +158,8 @@ def walk_bmp(view: memoryview, limits: Limits) -> Header:
     limits.check_size(width, height)
     if depth not in (1, 2, 4, 8, 16, 24, 32) or offset > len(view):
         raise unreadable("is malformed: BMP with a wrong header")
+    if packing in _RUNS and len(view) > _RUNS_BYTES:
+        raise too_large(f"is a run-length coded BMP of {len(view)} bytes; such may have {_RUNS_BYTES}")
     if packing in (0, 3, 6):
         end = offset + (width * depth + 31) // 32 * 4 * height
         if end > len(view):

@@ -58,6 +58,8 @@ def _directory(view: memoryview, order: str, at: int, limits: Limits) -> tuple[i
             raise unreadable("is cut off, or malformed: a TIFF tag lies beyond the file's end")
         metadata += size if size > 4 else 0
         limits.check_metadata(metadata, "profile and metadata")
+        if tag in tags:  # the decoder might take the other one
+            raise unreadable("is malformed: a TIFF tag is given twice")
         tags[tag] = (kind, count, where)
 
     def value(tag: int, default: int) -> int:
@@ -75,19 +77,38 @@ def _directory(view: memoryview, order: str, at: int, limits: Limits) -> tuple[i
     tile = value(322, width), value(323, height)
     if tile[0] * tile[1] > 4 * limits.max_pixels or max(tile) > 4 * limits.max_side:
         raise too_large(f"has TIFF tiles of {tile[0]}x{tile[1]} pixels")
-    _check_places(view, order, tags)
+    if 324 in tags:
+        if min(tile) < 1:
+            raise unreadable("is malformed: TIFF tiles without a size")
+        pieces = -(-width // tile[0]) * -(-height // tile[1])
+    else:
+        rows = value(278, height)
+        if rows < 1:
+            raise unreadable("is malformed: TIFF strips without rows")
+        pieces = -(-height // rows)
+    _check_places(view, order, tags, pieces * (value(277, 1) if value(284, 1) == 2 else 1))
     return width, height
 
 
-def _check_places(view: memoryview, order: str, tags: dict[int, tuple[int, int, int]]) -> None:
-    """Strips or tiles must lie within the file."""
+def _check_places(view: memoryview, order: str, tags: dict[int, tuple[int, int, int]], pieces: int) -> None:
+    """Strips or tiles: as many as the picture needs, each of its own bytes within the file.
+
+    The decoder unpacks each strip that is told, begins anew at the top where there are too many, and reads byte by byte
+    where they overlap: a small file would keep it busy for hours.
+    """
     offsets = [one for tag in _OFFSETS if tag in tags for one in _values(view, order, tags[tag])]
     counts = [one for tag in _COUNTS if tag in tags for one in _values(view, order, tags[tag])]
-    if not offsets or (counts and len(counts) != len(offsets)):
-        raise unreadable("is malformed: TIFF that does not say where its pixels are")
-    for offset, count in zip(offsets, counts or [0] * len(offsets), strict=True):
-        if offset + count > len(view):
+    if not counts and len(offsets) == 1:
+        counts = [len(view) - offsets[0]]
+    if len(offsets) != pieces or len(counts) != pieces:
+        raise unreadable("is malformed: TIFF that does not say where its pixels are, each once")
+    end = 0
+    for offset, count in sorted(zip(offsets, counts, strict=True)):
+        if offset + count > len(view) or count < 0:
             raise unreadable("is cut off: TIFF with pixels beyond the file's end")
+        if count and offset < end:
+            raise unreadable("is malformed: TIFF whose strips overlap")
+        end = max(end, offset + count)
 
 
 def _values(view: memoryview, order: str, tag: tuple[int, int, int]) -> list[int]:

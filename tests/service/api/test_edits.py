@@ -288,6 +288,19 @@ async def test_uploads_beyond_the_room_are_refused_for_now(real):
     assert uploads.held == pictures.held == 0
 
 
+async def test_results_that_are_held_whole_count_as_uploads_do(real):
+    height, width = PHOTO.shape[:2]
+    await send(real, "/upscale", saved(PHOTO, "PNG"), model="tiny-x2")
+    uploads, pictures = real.app.state.rooms
+    both = 5 * height * width  # the input, and twice its sides
+    with pictures.taken(pictures.limit - both + 1):
+        reply = await send(real, "/upscale", saved(PHOTO, "PNG"), model="tiny-x2")
+        assert reply.status_code == 429 and reply.json()["reason"] == "uploads"
+    with pictures.taken(pictures.limit - both):
+        assert (await send(real, "/upscale", saved(PHOTO, "PNG"), model="tiny-x2")).status_code == 200
+    assert uploads.held == pictures.held == 0
+
+
 async def test_uploads_that_do_not_come_keep_nobody_out(real):
     gate = asyncio.Event()
 

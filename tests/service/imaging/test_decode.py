@@ -396,3 +396,101 @@ def test_a_jpeg_with_a_thumbnail_and_comment_is_read():
     thumbnail = io.BytesIO(saved(smooth(8, 8), "JPEG"))
     data = saved(smooth(24, 24), "JPEG", comment=thumbnail.getvalue(), exif=exif(1))
     assert decode(data, LIMITS).rgb.shape == (24, 24, 3)
+
+
+def strips(offsets, counts=None, rows=1, side=40, twice=()):
+    """A gray TIFF of side x side pixels whose strips lie as told, behind `twice`: tags that go before their like."""
+    tags = [(256, side), (257, side), (258, 8), (259, 1), (262, 1), (277, 1), (278, rows)]
+    entries = sorted([*[(tag, [value]) for tag, value in tags], (273, offsets), *([(279, counts)] if counts else [])])
+    entries = [*twice, *entries]
+    body, tail, at = struct.pack("<H", len(entries)), b"", 8 + 2 + 12 * len(entries) + 4
+    for tag, values in entries:
+        packed = struct.pack(f"<{len(values)}I", *values)
+        place = packed if len(packed) == 4 else struct.pack("<I", at + len(tail))
+        tail += b"" if len(packed) == 4 else packed
+        body += struct.pack("<HHI", tag, 4, len(values)) + place
+    return b"II*\0" + struct.pack("<I", 8) + body + b"\0" * 4 + tail + bytes(range(256)) * 8
+
+
+def test_tiff_strips_are_as_many_as_rows_and_apart():
+    good = strips([600 + 40 * row for row in range(40)], [40] * 40)
+    assert decode(good, LIMITS).rgb.shape == (40, 40, 3)
+    assert decode(strips([300], rows=40), LIMITS).rgb.shape == (40, 40, 3)  # the last one needs no length
+    many = strips([600 + row for row in range(60)], [1600] * 60, rows=40)
+    with pytest.raises(ImageUnreadable, match="each once"):
+        inspect(many, LIMITS)
+    with pytest.raises(ImageUnreadable, match="each once"):
+        inspect(strips([600, 601], rows=39), LIMITS)
+    with pytest.raises(ImageUnreadable, match="overlap"):
+        inspect(strips([600, 601], [1560, 40], rows=39), LIMITS)
+    with pytest.raises(ImageUnreadable, match="without rows"):
+        inspect(strips([600], [1600], rows=0), LIMITS)
+
+
+def test_a_tiff_tag_that_is_given_twice_is_refused():
+    """The walk and Pillow would each believe another one."""
+    with pytest.raises(ImageUnreadable, match="given twice"):
+        inspect(strips([600], rows=40, twice=[(278, [20])]), LIMITS)
+
+
+def avif_of(places, version=1, method=0, widths=0x4400, extents=1, stream=b"\x12\x00" * 500):
+    """An AVIF skeleton: one `ispe`, an `iloc` of items at `places`, and a stream."""
+
+    def box(kind, body):
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    item = struct.pack(">HHHH", 1, method, 0, extents) if version else struct.pack(">HHH", 1, 0, extents)
+    fields = b"".join(item + (struct.pack(">II", *place) if widths else b"") for place in places)
+    iloc = box(b"iloc", struct.pack(">IHH", version << 24, widths, len(places)) + fields)
+    ispe = box(b"ispe", struct.pack(">III", 0, 16, 16))
+    meta = box(b"meta", b"\0" * 4 + iloc + box(b"iprp", box(b"ipco", ispe)))
+    return box(b"ftyp", b"avif\0\0\0\0avif") + meta + box(b"mdat", stream)
+
+
+def test_an_avif_cannot_keep_the_walk_busy():
+    """Each took seconds for each KB, and holds a thread that encodes everybody's pictures."""
+    whole = len(avif_of([(0, 0)] * 4000))
+    with pytest.raises(ImageUnreadable, match="overlap"):
+        inspect(
+            avif_of([(whole - 1000 + at % 900, 1000 - at % 900) for at in range(4000)], stream=b"\x80" * 1000), LIMITS
+        )
+    start = avif_of([(0, 0)]).index(b"mdat") + 4
+    with pytest.raises(ImageTooLarge, match="AV1 units"):
+        inspect(avif_of([(start, 8000)], stream=b"\x12\x00" * 5000), LIMITS)
+    for method in (0, 1):
+        with pytest.raises(ImageUnreadable, match="pieces"):
+            inspect(avif_of([(0, 0)] * 16, method=method, widths=0, extents=65_535), LIMITS)
+
+
+def test_reserved_bits_do_not_hide_an_avif_streams_size():
+    large, small = saved(smooth(512, 512), "AVIF"), Limits(max_pixels=10_000)
+    at = large.index(b"ispe") + 8
+    large = bytearray(large[:at] + struct.pack(">II", 16, 16) + large[at + 8 :])
+    at = large.index(b"mdat") + 4
+    while at < len(large):
+        length, shift, place = 0, 0, at + 1
+        while True:
+            length |= (large[place] & 127) << shift
+            shift, place = shift + 7, place + 1
+            if large[place - 1] < 128:
+                break
+        large[at] |= 1
+        at = place + length
+    with pytest.raises(ImageTooLarge, match="512x512"):
+        inspect(bytes(large), small)
+
+
+def test_markers_without_a_segment_are_counted():
+    jpeg = saved(smooth(8, 8), "JPEG")
+    assert inspect(jpeg[:2] + b"\xff\x01" * 10 + jpeg[2:], LIMITS).width == 8
+    with pytest.raises(ImageTooLarge, match="JPEG segments"):
+        inspect(jpeg[:2] + b"\xff\x01" * 3000 + jpeg[2:], LIMITS)
+
+
+def test_run_length_coded_bmps_are_short():
+    def coded(pairs):
+        return b"BM" + struct.pack("<IIIIiiHHIIiiII", 0, 0, 54, 40, 8, 8, 1, 8, 1, 0, 0, 0, 0, 0) + b"\x01\x00" * pairs
+
+    assert inspect(coded(100), LIMITS).width == 8
+    with pytest.raises(ImageTooLarge, match="run-length"):
+        inspect(coded(300_000), LIMITS)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from service.imaging import FORMATS, EncodeOptions, Provenance, compose_grid, encode, encoder_version
+from service.imaging.encode import _on_white
 from service.imaging.provenance import DIGITAL_SOURCE_TYPE, plain_chunks
 
 MARK = Provenance({"model": "faces@1", "seed": 7, "label": "Čepice", "truncation": 0.5})
@@ -126,3 +127,10 @@ def test_grid_leaves_the_rest_white_or_clear():
     rgb = compose_grid(np.zeros((3, 4, 4, 3), np.uint8))
     assert (rgb[6:, 6:] == 255).all() and (rgb[:, 4:6] == 255).all()
     assert (compose_grid(np.full((3, 4, 4, 4), 255, np.uint8))[6:, 6:, 3] == 0).all()
+
+
+def test_alpha_is_laid_on_white_row_by_row_of_whatever_height():
+    image = np.random.RandomState(4).randint(0, 256, (600, 3, 4)).astype(np.uint8)
+    alpha = image[:, :, 3:].astype(np.float64) / 255
+    wanted = image[:, :, :3] * alpha + 255 * (1 - alpha)
+    assert np.abs(_on_white(image) - wanted).max() <= 0.5 + 1e-9

@@ -1,6 +1,7 @@
 """Pictures through the real engine: any size, tiles, transparency, masks, refusals, other people's small requests."""
 
 import asyncio
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -248,3 +249,13 @@ async def test_a_failed_tile_fails_the_picture(engine, monkeypatch):
         await painting.whole()
     monkeypatch.undo()
     assert (await (await engine.upscale("tiny-x2", noise(20, 20))).whole()).shape == (40, 40, 3)
+
+
+async def test_a_model_whose_folder_was_deleted_serves_on(tmp_path):
+    """Its graph's reach was read when it was loaded, not at the first picture."""
+    write_picture_models(tmp_path)
+    async with Engine(options(tmp_path)) as engine:
+        before = bare(tmp_path, "tiny-x2", image=noise(40, 30))
+        shutil.rmtree(tmp_path / "tiny-x2")
+        painting = await engine.upscale("tiny-x2", noise(40, 30), scale=2)
+        np.testing.assert_array_equal(await painting.whole(), before)
