@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from service.engine.resample import on_white
 from service.errors import InvalidRequest
 from service.imaging import png
 from service.imaging.png import Image
@@ -20,8 +21,6 @@ LONGEST_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 
 WEBP_METHOD = 2
 """Effort 0 to 6. 2 costs half of libwebp's usual 4 for about 3 % more bytes."""
-
-_BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _encode_lossy(image: Image, fmt: str, provenance: Provenance | None, options
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(f"an image is uint8 [height, width, 1|3|4], not {image.dtype} {list(image.shape)}")
     if fmt == "jpeg" and image.shape[2] == 4:
-        image = _on_white(image)
+        image = on_white(image[:, :, :3], image[:, :, 3])
     picture = Pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     marks = {"exif": provenance.exif(), "xmp": XMP.encode()} if provenance else {}
     out = io.BytesIO()
@@ -79,15 +78,6 @@ def _encode_lossy(image: Image, fmt: str, provenance: Provenance | None, options
     else:
         picture.save(out, "WEBP", quality=options.webp_quality, method=WEBP_METHOD, **marks)
     return out.getvalue()
-
-
-def _on_white(image: Image) -> Image:
-    out = np.empty((*image.shape[:2], 3), np.uint8)
-    for top in range(0, len(image), _BLOCK_ROWS):  # what is wider than bytes is held for a few rows alone
-        part = image[top : top + _BLOCK_ROWS]
-        alpha = part[:, :, 3:].astype(np.uint16)
-        out[top : top + _BLOCK_ROWS] = (part[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    return out
 
 
 @cache

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.engine.resample import on_white
 from service.imaging import FORMATS, EncodeOptions, Provenance, compose_grid, encode, encoder_version
-from service.imaging.encode import _on_white
 from service.imaging.provenance import DIGITAL_SOURCE_TYPE, plain_chunks
 
 MARK = Provenance({"model": "faces@1", "seed": 7, "label": "Čepice", "truncation": 0.5})
@@ -133,4 +133,4 @@ def test_alpha_is_laid_on_white_row_by_row_of_whatever_height():
     image = np.random.RandomState(4).randint(0, 256, (600, 3, 4)).astype(np.uint8)
     alpha = image[:, :, 3:].astype(np.float64) / 255
     wanted = image[:, :, :3] * alpha + 255 * (1 - alpha)
-    assert np.abs(_on_white(image) - wanted).max() <= 0.5 + 1e-9
+    assert np.abs(on_white(image[:, :, :3], image[:, :, 3]) - wanted).max() <= 0.5 + 1e-9
